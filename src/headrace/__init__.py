@@ -1,0 +1,1 @@
+"""headrace: a real-time data platform."""
