@@ -389,7 +389,7 @@ def main(
 
 
 def _shown(host: str) -> str:
-    return "localhost" if host in ("127.0.0.1", "::1", "0.0.0.0") else host
+    return "localhost" if host in ("127.0.0.1", "::1") else host
 
 
 def _mtime(file: str) -> float:
