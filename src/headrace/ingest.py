@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -134,8 +134,8 @@ class Ingest:
                     raise IdempotencyError(
                         f"Idempotency-Key {idempotency_key!r} was used before with another body"
                     )
-                self._metrics.received.labels(component, "source").inc(before[1].total)
-                self._metrics.filtered.labels(component, "source").inc(before[1].total)
+                self._metrics.arrive(component, "source", before[1].total, len(body))
+                self._metrics.settle(component, "source", filtered=before[1].total)
                 return replace(before[1], duplicate=True)
             if idempotency_key in self._keys_in_use:
                 raise RetryableError("a request with this Idempotency-Key is being stored", after=1)
@@ -161,7 +161,6 @@ class Ingest:
             max_field_bytes=self._limits.max_field,
             max_future=self._limits.max_future,
         )
-        self._metrics.received_bytes.labels(component, "source").inc(len(body))
         marks = None
         if key is not None:
             marks = pa.RecordBatch.from_arrays(
@@ -180,6 +179,7 @@ class Ingest:
             decoded.rejects,
             component=component,
             beside={IDEMPOTENCY.name: marks} if marks is not None else {},
+            size=len(body),
         )
         accepted = decoded.accepted - (len(rejects) - len(decoded.rejects))
         return Receipt(accepted, len(rejects), decoded.total, rejects)
@@ -211,13 +211,12 @@ class Ingest:
         writer: str = "",
         cursor: Cursor = None,
         beside: Mapping[str, Rows] | None = None,
+        size: int = 0,
     ) -> Sequence[Reject]:
         """Make rows, rejects and cursor durable together; gives the rejects, grown by rows that don't fit the topic."""
         count = rows.num_rows if rows is not None else 0
         total = count + len(rejects)
-        labels = (component, "source")
-        self._metrics.received.labels(*labels).inc(total)
-        self._metrics.in_flight.labels(*labels).inc(total)
+        self._metrics.arrive(component, "source", total, size)
         try:
             try:
                 self._commit(topic, rows, rejects, component, writer, cursor, beside or {})
@@ -231,13 +230,12 @@ class Ingest:
                 ]
                 count = 0
                 self._commit(topic, None, rejects, component, writer, cursor, beside or {})
-        finally:
-            self._metrics.in_flight.labels(*labels).dec(total)
-        self._metrics.sent.labels(*labels).inc(count)
-        if rejects:
-            self._metrics.dead.labels(*labels).inc(len(rejects))
-            for reject in rejects:
-                self._metrics.dead_letters.labels(topic, component, reject.code).inc()
+        except BaseException:
+            self._metrics.settle(component, "source", refused=total)
+            raise
+        self._metrics.settle(component, "source", sent=count, dead=len(rejects))
+        for code, number in Counter(reject.code for reject in rejects).items():
+            self._metrics.dead_letters.labels(topic, component, code).inc(number)
         return rejects
 
     def _commit(
@@ -282,7 +280,7 @@ class Ingest:
             try:
                 self._enter(shard, "running")
                 for arrival in arrivals:
-                    self._take(arrival, shard, writer)
+                    self.take(arrival, shard, writer)
                     if attempt and arrival.rows is not None:
                         log.info("source works again", failures=attempt)
                         attempt = 0
@@ -310,7 +308,8 @@ class Ingest:
                     close()
         self._enter(shard, "stopped")
 
-    def _take(self, arrival: Arrival, shard: Shard, writer: str) -> None:
+    def take(self, arrival: Arrival, shard: Shard, writer: str) -> None:
+        """Make one Arrival durable under the cursor of `writer`."""
         if arrival.rows is None and not arrival.rejects and not arrival.beside and arrival.cursor is None:
             return
         rejects = self.store(

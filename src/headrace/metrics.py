@@ -6,7 +6,9 @@ here as they go; pipelines keep their totals in the log, in the transaction of e
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -16,6 +18,18 @@ from prometheus_client.registry import Collector
 
 _LATENCY = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _COMPONENT = ("component", "component_kind")
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Rows of one component so far. Always: received = sent + filtered + dead + in_flight."""
+
+    received: int = 0
+    sent: int = 0
+    filtered: int = 0
+    dead: int = 0
+    in_flight: int = 0
+    bytes: int = 0
 
 
 class Metrics:
@@ -35,22 +49,6 @@ class Metrics:
         def histogram(name: str, text: str, labels: Iterable[str] = ()) -> Histogram:
             return Histogram(name, text, tuple(labels), buckets=_LATENCY, registry=self.registry)
 
-        self.received = counter("headrace_component_received_records_total", "Rows that reached a component.")
-        self.received_bytes = counter(
-            "headrace_component_received_bytes_total", "Bytes that reached a component."
-        )
-        self.sent = counter(
-            "headrace_component_sent_records_total", "Rows that a component passed on durably."
-        )
-        self.filtered = counter(
-            "headrace_component_filtered_records_total", "Rows that a component left out on purpose."
-        )
-        self.dead = counter(
-            "headrace_component_dead_records_total", "Rows that a component put into the dead letters."
-        )
-        self.in_flight = gauge(
-            "headrace_component_in_flight_records", "Rows received and not yet sent, filtered or dead."
-        )
         self.errors = counter(
             "headrace_component_errors_total", "Failed attempts.", (*_COMPONENT, "stage", "reason")
         )
@@ -78,6 +76,40 @@ class Metrics:
                 "headrace_log_checkpoint_duration_seconds": "Moving the write-ahead log into the database file.",
             }.items()
         }
+
+        self._counts: dict[tuple[str, str], Count] = {}
+        self._lock = threading.Lock()
+
+    def arrive(self, component: str, kind: str, rows: int, size: int = 0) -> None:
+        """Rows reached a component and are now on their way."""
+        with self._lock:
+            count = self._counts.get((component, kind), Count())
+            self._counts[component, kind] = replace(
+                count,
+                received=count.received + rows,
+                in_flight=count.in_flight + rows,
+                bytes=count.bytes + size,
+            )
+
+    def settle(
+        self, component: str, kind: str, *, sent: int = 0, filtered: int = 0, dead: int = 0, refused: int = 0
+    ) -> None:
+        """What became of rows that arrived. `refused` rows were given back to the sender: as if they had never come."""
+        with self._lock:
+            count = self._counts.get((component, kind), Count())
+            self._counts[component, kind] = replace(
+                count,
+                received=count.received - refused,
+                sent=count.sent + sent,
+                filtered=count.filtered + filtered,
+                dead=count.dead + dead,
+                in_flight=count.in_flight - sent - filtered - dead - refused,
+            )
+
+    def counts(self) -> dict[tuple[str, str], Count]:
+        """(component, kind) -> its count, all from one moment."""
+        with self._lock:
+            return dict(self._counts)
 
     def observe(self, name: str, seconds: float) -> None:
         """A duration measured by the log."""

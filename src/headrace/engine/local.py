@@ -240,17 +240,14 @@ class Worker:
         return True
 
     def _plan(self) -> dict[Input, Span]:
+        # An equal share each, so that a partition with a backlog doesn't starve the others.
+        share = max(1, self._limits.max_rows // max(1, len(self._positions)))
+        max_bytes = max(1, self._limits.max_bytes.bytes // max(1, len(self._positions)))
         spans = {}
-        budget = self._limits.max_rows
         for source, position in self._positions.items():
-            if budget <= 0:
-                break
-            span = self._log.bounded(
-                *source, position, max_rows=budget, max_bytes=self._limits.max_bytes.bytes
-            )
+            span = self._log.bounded(*source, position, max_rows=share, max_bytes=max_bytes)
             if len(span):
                 spans[source] = span
-                budget -= len(span)
         return spans
 
     def _time_moves(self, now: float) -> bool:
