@@ -56,6 +56,7 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The HTTP server: where it listens, and the limits that keep it standing."""
 
     host: Annotated[str, option("address to listen on; 0.0.0.0 means every network")] = "127.0.0.1"
+    hosts: Annotated[tuple[str, ...], option("further names under which the server may be called")] = ()
     port: Annotated[int, option("port to listen on; 0 takes a free one", ge=0, le=65535)] = 8080
     max_body: Annotated[Size, option("largest request body, as sent")] = Size(16 * 2**20)
     max_decompressed: Annotated[Size, option("largest request body after gzip or zstd")] = Size(64 * 2**20)

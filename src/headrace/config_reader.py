@@ -46,6 +46,8 @@ class Reader:
         self.warnings: list[Problem] = list(warnings)
 
     def report(self, place: Place, what: str, *, key: bool = False) -> None:
+        while place and isinstance(place[-1], int) and place not in self.document.values:
+            place = place[:-1]  # one bare value stands for a list of one
         problem = self.document.problem(place, what, key=key)
         if problem not in self.problems:
             self.problems.append(problem)

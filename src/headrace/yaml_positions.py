@@ -72,7 +72,7 @@ class Document:
                     )
             elif isinstance(here, dict):
                 step = str(step)
-                if not last and not isinstance(here.get(step), (dict, list)):
+                if not last and here.get(step) is None:
                     here[step] = {}
                     self.forget(path[: depth + 1])
             else:
@@ -212,6 +212,9 @@ class _Builder:
             self.problem(node, path, "an alias here contains itself")
             return None
         self.values[path] = self.mark(node)
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in (_TAG + "map", _TAG + "seq"):
+            self.problem(node, path, f"the tag {node.tag} is not allowed here; write a plain value")
+            return None
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, path, (*around, id(node)))
         if isinstance(node, yaml.SequenceNode):
