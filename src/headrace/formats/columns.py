@@ -86,7 +86,7 @@ class _Group:
             if any(absent):
                 empty = self.type()
                 rows = [empty if row is None else row for row in rows]
-                mask = pa.array(absent)
+                mask = pa.array(absent, pa.bool_())
         return struct_array(self.columns(rows), kind, len(rows), mask)
 
 
@@ -192,6 +192,7 @@ class Shape:
                 fields["payload"] = Kind(payload.type, nullable=False)
                 fields |= {name: kind for name, kind in known.items() if name not in RESERVED}
         self._form = form
+        self._text_ids = forms.get(form.source) is str
         self._schema = plan.out
         self._group = _Group(
             fields, forms, only=form.only, ignored=form.ignored, ignored_in_payload=form.ignored_in_payload
@@ -232,9 +233,9 @@ class Shape:
 
     def _event(self, found: dict[str, Any], count: int, now_us: int, doubtful: Mask) -> dict[str, Any]:
         form = self._form
-        ids = pa.array(found.pop(form.source))
-        if not pa.types.is_string(ids.type):
-            ids = pc.cast(ids, pa.string())
+        ids = found.pop(form.source)
+        # Always with a type: without one, pyarrow looks for pandas on every call.
+        ids = pa.array(ids, pa.string()) if self._text_ids else pc.cast(pa.array(ids, pa.int64()), pa.string())
         lengths = np.asarray(pc.utf8_length(ids))
         doubtful |= (lengths == 0) | (lengths > MAX_SOURCE_ID)
         now = pa.array(np.full(count, now_us, np.int64), TIMESTAMP)
@@ -275,7 +276,9 @@ def _mark_long(array: pa.Array, limit: int, doubtful: Mask) -> None:
     if pa.types.is_string(array.type):
         sizes = pc.binary_length(array)
     elif pa.types.is_list(array.type):
-        sizes = pc.multiply(pc.list_value_length(array), 8)
+        sizes = pc.list_value_length(array)
+        limit = limit // 8
     else:
         return
-    doubtful |= np.asarray(pc.fill_null(pc.greater(sizes, limit), False))
+    # Nulls come out as NaN, which is not greater than anything.
+    doubtful |= sizes.to_numpy(zero_copy_only=False) > limit

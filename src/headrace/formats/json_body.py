@@ -80,13 +80,15 @@ class RowGatherer:
         schema = self.reader.schema()
         parts = self._batches
         if self._rows:
-            parts = [*parts, (self.reader.batch(self._rows, schema), np.array(self._places, np.int64))]
+            parts = [(self.reader.batch(self._rows, schema), np.array(self._places, np.int64)), *parts]
         if not parts:
             return None
         if len(parts) == 1:
             return conform(parts[0][0], schema)
         rows = pa.concat_batches([conform(batch, schema) for batch, _ in parts])
         order = np.concatenate([places for _, places in parts])
+        if (order[1:] > order[:-1]).all():
+            return rows
         return rows.take(pa.array(np.argsort(order, kind="stable")))
 
 
@@ -242,7 +244,8 @@ class _Piece:
         self._into = into
         self._policy = policy
         self._fast = fast and not text.few()
-        self._long = len(text.text) * 8 > into.reader.limits.max_field_bytes
+        # A number of an array takes 8 bytes here, and at least 2 in the text.
+        self._long = len(text.text) * 4 > into.reader.limits.max_field_bytes
 
     def read(self) -> None:
         into = self._into
