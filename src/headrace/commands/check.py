@@ -130,4 +130,4 @@ def _show(config: Config, reached: dict[str, str]) -> None:
         click.echo(click.style(f"topic {name}", bold=True) + f": {columns}")
     for name, fault in reached.items():
         click.echo(f"{name}: {fault or 'reached'}", err=bool(fault))
-    click.echo(f"ok: {config.file}")
+    click.echo(f"ok: {config.file or 'the shipped configuration'}")

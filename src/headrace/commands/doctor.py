@@ -73,7 +73,9 @@ def _look(config_file: Path | None, data_dir: str | None, url: str | None) -> It
     except ConfigError as error:
         yield Finding("config", "fail", str(error), "fix the file")
         return
-    yield Finding("config", "ok", f"{config.file}: {len(config.pipelines)} pipelines")
+    yield Finding(
+        "config", "ok", f"{config.file or 'the shipped configuration'}: {len(config.pipelines)} pipelines"
+    )
     yield from _disk(config)
     running = _server(url or _address(config))
     yield running

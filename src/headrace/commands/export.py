@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -91,7 +92,7 @@ def _topic(log: Any, topic: Any) -> Iterator[pa.RecordBatch]:
 
 def _write(target: str, format_: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> int:
     if target == "-":
-        return _rows(click.get_binary_stream("stdout"), format_, schema, batches)
+        return _rows(sys.stdout.buffer, format_, schema, batches)
     path = Path(target)
     partial = path.with_name(f".{path.name}.partial")
     try:

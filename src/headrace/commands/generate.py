@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,7 +83,7 @@ def command(
 
 def _target(target: str, stack: contextlib.ExitStack) -> IO[bytes]:
     if target == "-":
-        return click.get_binary_stream("stdout")
+        return sys.stdout.buffer
     try:
         return stack.enter_context(Path(target).open("wb"))
     except OSError as error:

@@ -47,7 +47,7 @@ def echo_json(value: Any) -> None:
 
 def echo_lines(rows: Iterable[Mapping[str, Any]]) -> None:
     """One JSON object a line on stdout."""
-    out = click.get_binary_stream("stdout")
+    out = sys.stdout.buffer
     for row in rows:
         out.write(to_json(row) + b"\n")
     out.flush()

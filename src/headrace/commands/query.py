@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,7 +62,7 @@ def command(
     except ValueError as error:
         raise click.UsageError(f"--timeout: {error}") from None
     if sql == "-":
-        sql = click.get_text_stream("stdin").read()
+        sql = sys.stdin.read()
 
     from headrace.commands import output
 
@@ -70,7 +71,7 @@ def command(
     if as_json:
         output.echo_json(output.plain_rows(table))
     elif as_csv:
-        output.write_csv(table, click.get_binary_stream("stdout"))
+        output.write_csv(table, sys.stdout.buffer)
     else:
         output.echo_table(
             table.column_names, ([row[c] for c in table.column_names] for row in output.plain_rows(table))

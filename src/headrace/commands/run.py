@@ -55,4 +55,5 @@ def command(
         note_run(config, config_file, sets, not no_demo)
         click.echo(f"headrace is at {address} (data in {config.data_dir}; Ctrl-C stops it)")
 
-    return main(config, reload=load if config_file is not None else None, announce=announce)
+    code: int = main(config, reload=load if config_file is not None else None, announce=announce)
+    return code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -106,7 +107,7 @@ def _opened(data: str) -> tuple[str, IO[bytes], int | None]:
     if data.lstrip()[:1] in ("{", "["):
         return "events", io.BytesIO(data.encode()), len(data.encode())
     if data == "-":
-        return "-", click.get_binary_stream("stdin"), None
+        return "-", sys.stdin.buffer, None
     path = Path(data)
     if not path.exists():
         raise click.UsageError(f"there is no file {data!r}; JSON begins with {{ or [")
