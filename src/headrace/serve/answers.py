@@ -90,7 +90,9 @@ def _text(raw: bytes | None) -> str | dict[str, str] | None:
 
 
 def iso(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Times as text such as `2026-01-31T12:00:00.000000Z`."""
+    """Times as text such as `2026-01-31T12:00:00.000000Z`; one without a time zone stays without."""
+    if column.type.tz not in (None, "UTC"):
+        column = pc.cast(column, pa.timestamp(column.type.unit, "UTC"))
     text = pc.cast(column, pa.string())
     return pc.replace_substring(text, " ", "T")
 

@@ -141,6 +141,7 @@ class App:
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
+        self.hub.start()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self.close()

@@ -1,7 +1,8 @@
 """Live updates: one producer computes each frame once, and fans it out over WebSocket and server-sent events.
 
 A frame is `{"event", "seq", "at", "data"}`. `seq` grows by one from frame to frame, so a client that comes back with
-`?since=SEQ` gets what it missed, as far as the ring reaches. The producer rests while nobody watches.
+`?since=SEQ` gets what it missed, as far as the ring reaches. While nobody watches, the producer only notes one point a
+second of the history that the next viewer is shown.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from headrace.serve.workers import Workers
 
 TICK = 0.25
 """Seconds between two looks at the log: 4 updates a second at most."""
+IDLE_TICK = 1.0
 RING_FRAMES = 600
 RING_BYTES = 8 * 2**20
 CLIENT_FRAMES = 64
@@ -107,8 +109,11 @@ class Hub:
         # Starting at the time makes numbers of an earlier run smaller than all of this one.
         self._seq = runtime.clock.now_us() // 1_000
         self._task: asyncio.Task[None] | None = None
-        self._wanted = asyncio.Event()
         self._closed = False
+
+    def start(self) -> None:
+        """Begin to produce; called in the event loop, once."""
+        self._task = asyncio.get_running_loop().create_task(self._produce())
 
     # -- clients -----------------------------------------------------------------------------------
 
@@ -128,9 +133,6 @@ class Hub:
             client.close(TOO_SLOW)
         else:
             self._clients.add(client)
-            self._wanted.set()
-            if self._task is None or self._task.done():
-                self._task = asyncio.get_running_loop().create_task(self._produce())
         return client, [hello, *(missed if resumed else ())]
 
     def leave(self, client: Client) -> None:
@@ -150,24 +152,30 @@ class Hub:
 
     async def _produce(self) -> None:
         loop = asyncio.get_running_loop()
-        watched = loop.time()
-        due = loop.time()
+        watched, due = -RESUME_SECONDS, loop.time()
         while True:
             if self._clients:
                 watched = loop.time()
-            elif loop.time() - watched > RESUME_SECONDS:
-                self._wanted.clear()
-                await self._wanted.wait()
-                due = watched = loop.time()
-                self._observer.skip()
+            busy = loop.time() - watched < RESUME_SECONDS
             try:
-                for event, data in await self._workers.run(self._observer.tick):
-                    self._publish(event, data)
+                if busy:
+                    for event, data in await self._workers.run(self._observer.tick):
+                        self._publish(event, data)
+                else:
+                    await self._workers.run(self._observer.rest)
             except Exception as error:  # noqa: BLE001 - the page must survive any failure below it; it shows a gap
                 _log.warning("live_update_failed", error=str(error), exc_info=error)
             # A late tick doesn't make the next ones hurry.
-            due = max(due + TICK, loop.time() + TICK / 5)
-            await asyncio.sleep(due - loop.time())
+            due = max(due + (TICK if busy else IDLE_TICK), loop.time() + TICK / 5)
+            await self._until(due)
+
+    async def _until(self, due: float) -> None:
+        """Wait, but not beyond the arrival of a first viewer."""
+        loop = asyncio.get_running_loop()
+        while (left := due - loop.time()) > 0:
+            await asyncio.sleep(min(left, TICK))
+            if self._clients and left > TICK:
+                return
 
     def _publish(self, event: str, data: Any) -> None:
         self._seq += 1

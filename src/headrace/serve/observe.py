@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,8 @@ LIVE: Mapping[str, tuple[str, ...]] = {
 METRICS_EVERY = 2
 ERRORS_EVERY = 4
 """Ticks between two looks at what costs more or changes less."""
+HISTORY_POINTS = 660
+"""Seconds of rate and latency kept for the next viewer's charts."""
 
 
 class Observer:
@@ -45,6 +48,7 @@ class Observer:
         self._unwell: dict[str, str] = {}
         self._ticks = 0
         self._primed = False
+        self._history: deque[tuple[int, Any, Any, Any]] = deque(maxlen=HISTORY_POINTS)
 
     def state(self) -> dict[str, Any]:
         """All that a new viewer needs: counts, health, dead letters by cause, and the newest rows."""
@@ -60,13 +64,28 @@ class Observer:
             "health": runtime.health(),
             "dead_letters": runtime.dead_letter_causes(),
             "tables": tables,
+            "history": self._past(),
         }
 
-    def skip(self) -> None:
-        """Forget the past: nobody watched, so what happened meanwhile is no news."""
+    def rest(self) -> None:
+        """One look while nobody watches: a point of history; what happens meanwhile is no news to anybody."""
         with self._lock:
             self._seen.clear()
             self._primed = False
+            self._note(self._runtime.status())
+
+    def _note(self, status: Mapping[str, Any]) -> None:
+        """Keep one point a second."""
+        now = self._runtime.clock.now_us() // 1_000
+        if self._history and now - self._history[-1][0] < 900:
+            return
+        rates, latency = status.get("rates", {}), status.get("latency_ms", {})
+        self._history.append((now, rates.get("ingest_per_second"), latency.get("p50"), latency.get("p99")))
+
+    def _past(self) -> dict[str, list[Any]]:
+        points = list(self._history)
+        names = ("at", "ingest_per_second", "p50", "p99")
+        return {name: [point[column] for point in points] for column, name in enumerate(names)}
 
     def tick(self) -> list[tuple[str, Any]]:
         """(event, data) of what is new since the last call. The first call finds where things stand, and tells less."""
@@ -120,6 +139,7 @@ class Observer:
 
     def _metrics(self, *, quiet: bool) -> list[tuple[str, Any]]:
         status = self._runtime.status()
+        self._note(status)
         states = {
             family: {
                 name: {key: part.get(key) for key in ("kind", "state", "circuit", "last_error")}

@@ -10,18 +10,18 @@ const $ = (id) => document.getElementById(id);
 const charts = $("charts");
 
 // What the host charts show: metrics of the source `system_metrics`.
-const rate = new Chart(charts, { title: "Events in, a second", format: f.short, names: ["events/s"] });
-const latency = new Chart(charts, { title: "Latency, accepted to out", format: f.milliseconds, names: ["median", "99 of 100"] });
+const rate = new Chart(charts, { title: "Events in", format: f.short, names: ["events/s"] });
+const latency = new Chart(charts, { title: "Latency", format: f.milliseconds, names: ["median", "99 %"] });
 const waitForHost = "No system_metrics source is running";
 const HOST = [
   { title: "CPU", format: f.percent, top: 100, lines: [["busy", "cpu_percent"]] },
   { title: "Memory", format: f.percent, top: 100, lines: [["used", "memory_percent"]] },
-  { title: "Disk", format: f.bytesPerSecond, lines: [["read", "disk_read_bytes_s"], ["written", "disk_write_bytes_s"]] },
-  { title: "Network", format: f.bytesPerSecond, lines: [["received", "net_recv_bytes_s"], ["sent", "net_sent_bytes_s"]] },
+  { title: "Disk", format: f.bytesPerSecond, binary: true, lines: [["read", "disk_read_bytes_s"], ["written", "disk_write_bytes_s"]] },
+  { title: "Network", format: f.bytesPerSecond, binary: true, lines: [["received", "net_recv_bytes_s"], ["sent", "net_sent_bytes_s"]] },
 ];
 const hostLines = new Map();
-for (const { title, format, top, lines } of HOST) {
-  const chart = new Chart(charts, { title, format, top, names: lines.map(([name]) => name), empty: waitForHost });
+for (const { title, format, top, binary, lines } of HOST) {
+  const chart = new Chart(charts, { title, format, top, binary, names: lines.map(([name]) => name), empty: waitForHost });
   lines.forEach(([, metric], index) => hostLines.set(metric, { chart, index }));
 }
 
@@ -46,7 +46,7 @@ function onFrame(frame) {
 }
 
 function onHello(data) {
-  if (!data.resumed) { clearWindows(); anomalies.clear(); rate.clear(); latency.clear(); loadHistory(); }
+  if (!data.resumed) { clearWindows(); anomalies.clear(); rate.clear(); latency.clear(); loadHistory(true); }
   const { history } = data;
   history.at.forEach((at, i) => {
     rate.add(0, at, history.ingest_per_second[i]);
@@ -94,13 +94,13 @@ function mergeCauses(changed) {
 // -- history -----------------------------------------------------------------------------------------
 
 let loading = false;
-/** What the host charts lack: everything at first, or what was missed while rows came faster than the live tail. */
-async function loadHistory() {
+/** What the host charts lack: all of it at first, later what was missed while rows came faster than the live tail. */
+async function loadHistory(whole) {
   if (loading) return;
   loading = true;
   try {
     for (const [metric, { chart, index }] of hostLines) {
-      const from = Math.max(time.now() - SHOWN_MS, chart.last(index) || 0);
+      const from = Math.max(time.now() - SHOWN_MS, whole ? 0 : chart.last(index) || 0);
       const query = new URLSearchParams({ metric, start_time: Math.round(from), limit: 1000 });
       if (host !== null) query.set("source_id", host);
       const answer = await fetch(`/data?${query}`);
@@ -110,7 +110,7 @@ async function loadHistory() {
 }
 setInterval(() => {
   const last = hostLines.get("cpu_percent").chart.last(0);
-  if (host !== null && connected && !document.hidden && time.now() - last > 5000) loadHistory();
+  if (host !== null && connected && !document.hidden && time.now() - last > 5000) loadHistory(false);
 }, 5000);
 
 // -- showing: at most once a second each, only while visible ------------------------------------------
@@ -181,9 +181,9 @@ function showHealth() {
   const name = (c) => `${c.kind} ${c.name}: ${c.reason || c.status}`;
   $("health").dataset.state = health.ready ? health.status : "degraded";
   const count = health.components.length;
-  let text = `All ${count} components are healthy`;
+  let text = count === 1 ? "Healthy" : `All ${count} components are healthy`;
   if (!health.ready) text = "Starting";
-  if (bad.length) text = `${bad.length} of ${count} components need a look. ${name(bad[0])}`;
+  if (bad.length) text = `${bad.length} of ${count} components ${bad.length === 1 ? "needs" : "need"} a look. ${name(bad[0])}`;
   set("health-text", text);
 }
 

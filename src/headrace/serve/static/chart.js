@@ -5,7 +5,7 @@ import { clock } from "./format.js";
 
 const KEEP_MS = 11 * 60_000;
 export const SHOWN_MS = 5 * 60_000;
-const LEFT = 54, RIGHT = 8, TOP = 8, BOTTOM = 20;
+const LEFT = 62, RIGHT = 8, TOP = 8, BOTTOM = 20;
 const charts = new Set();
 let cursor = null; // 0..1 over the time axis, the same on all charts
 let colours = null;
@@ -15,8 +15,8 @@ let asked = false;
 export const time = { skew: 0, now: () => Date.now() + time.skew };
 
 export class Chart {
-  constructor(parent, { title, format, names, top = null, empty = "No data yet" }) {
-    this.title = title; this.format = format; this.top = top; this.empty = empty;
+  constructor(parent, { title, format, names, top = null, binary = false, empty = "No data yet" }) {
+    this.title = title; this.format = format; this.top = top; this.binary = binary; this.empty = empty;
     this.series = names.map((name) => ({ name, times: [], values: [] }));
     const figure = document.createElement("figure");
     const caption = document.createElement("figcaption");
@@ -91,7 +91,7 @@ export class Chart {
     let high = 0, any = false;
     for (const s of this.series)
       for (let i = s.times.length; i-- && s.times[i] >= start;) { any = true; if (s.values[i] > high) high = s.values[i]; }
-    const [top, step] = this.top ? [this.top, this.top / 4] : nice(high);
+    const [top, step] = this.top ? [this.top, this.top / 4] : nice(high, this.binary);
     const x = (t) => LEFT + ((t - start) / SHOWN_MS) * w;
     const y = (v) => TOP + h - (Math.min(v, top) / top) * h;
 
@@ -174,12 +174,13 @@ function line(g, s, first, x, y, floor, colour, filled) {
   }
 }
 
-/** A round upper end of the axis and the distance of its lines. */
-function nice(high) {
-  if (!(high > 0)) return [1, 0.25];
-  const power = 10 ** Math.floor(Math.log10(high / 4));
-  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s * 4 >= high * 1.02) ?? 20 * power;
-  return [step * 4, step];
+/** A round upper end of the axis and the distance of its lines; sizes are round in KiB, MiB, GiB. */
+function nice(high, binary) {
+  if (!(high > 0)) return binary ? [4096, 1024] : [1, 0.25];
+  const unit = binary ? 1024 ** Math.max(0, Math.floor(Math.log2(high / 2) / 10)) : 1;
+  const power = 10 ** Math.floor(Math.log10(high / unit / 4));
+  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s * 4 >= (high / unit) * 1.02) ?? 20 * power;
+  return [step * 4 * unit, step * unit];
 }
 
 function nearest(times, moment) {

@@ -57,11 +57,11 @@ export function showWindows() {
   const found = all.filter((w) => words.every((word) => `${w.sensor} ${w.metric} ${w.period}`.toLowerCase().includes(word)));
   found.sort(ORDERS[$("windows-sort").value]);
   fill($("windows-table"), [
-    { title: "Sensor", text: (r) => r.sensor }, { title: "Metric", text: (r) => r.metric }, { title: "Period", text: (r) => r.period },
-    { title: "From", text: (r) => f.clock(r.start) }, { title: "Rows", cls: "n", text: (r) => f.whole(r.count) },
+    { title: "Sensor", text: (r) => r.sensor }, { title: "Metric", text: (r) => r.metric },
     { title: "Average", cls: "n", text: (r) => f.short(r.avg), mark: (r) => (r.odd > 4 ? "odd" : "") },
-    { title: "Lowest", cls: "n", text: (r) => f.short(r.min) }, { title: "Highest", cls: "n", text: (r) => f.short(r.max) },
     { title: "From usual", cls: "n", text: (r) => (r.odd ? `${r.odd.toFixed(1)} σ` : "–"), mark: (r) => (r.odd > 4 ? "odd" : "") },
+    { title: "Lowest", cls: "n", text: (r) => f.short(r.min) }, { title: "Highest", cls: "n", text: (r) => f.short(r.max) },
+    { title: "Rows", cls: "n", text: (r) => f.whole(r.count) }, { title: "Period", text: (r) => r.period }, { title: "From", text: (r) => f.clock(r.start) },
   ], found.slice(0, SHOWN), all.length ? "Nothing fits the filter." : "No window is complete yet. The first ones come about ten seconds after the first events.");
   $("windows-note").textContent = found.length > SHOWN ? `${SHOWN} of ${f.whole(found.length)} shown; filter to see others.` : "";
 }
