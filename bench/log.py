@@ -73,7 +73,9 @@ class SegmentFile:
         os.close(self._fd)
 
 
-def measure(append: Callable[[Rows], object], rows: Rows, appenders: int, seconds: float) -> tuple[float, float, float]:
+def measure(
+    append: Callable[[Rows], object], rows: Rows, appenders: int, seconds: float
+) -> tuple[float, float, float]:
     """Rows per second, and p50 and p99 of one append in milliseconds."""
     append(rows)
     until = time.perf_counter() + seconds
@@ -103,15 +105,21 @@ def measure(append: Callable[[Rows], object], rows: Rows, appenders: int, second
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=1.0, help="per measurement (default 1)")
-    parser.add_argument("--rounds", type=int, default=3, help="alternating rounds, of which the median counts (default 3)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="alternating rounds, of which the median counts (default 3)"
+    )
     parser.add_argument("--dir", type=Path, help="where to write (default: a temporary folder)")
     options = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {platform.platform()}")
     print(f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, pyarrow {pa.__version__}")
     print("rows = events with three metrics; durable = after fdatasync or commit with synchronous=FULL\n")
-    print(f"{'batch':>7} {'appenders':>9} | {'log rows/s':>12} {'p50 ms':>7} {'p99 ms':>7} | {'file rows/s':>12} {'p50 ms':>7} {'p99 ms':>7} | ratio")
+    print(
+        f"{'batch':>7} {'appenders':>9} | {'log rows/s':>12} {'p50 ms':>7} {'p99 ms':>7} | {'file rows/s':>12} {'p50 ms':>7} {'p99 ms':>7} | ratio"
+    )
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
         for size in (100, 1_000, 10_000):
             rows = events(size)

@@ -81,9 +81,13 @@ def log(tmp_path: Path) -> Iterator[SqliteLog]:
 # -- several processes -----------------------------------------------------------------------------
 
 
-def test_several_processes_append_and_every_row_is_there_once(log: SqliteLog, start: Callable[[str], subprocess.Popen[str]]) -> None:
+def test_several_processes_append_and_every_row_is_there_once(
+    log: SqliteLog, start: Callable[[str], subprocess.Popen[str]]
+) -> None:
     writers = [
-        start(f"log = open_log()\nfor n in range(150): log.append('t', 0, numbers({who} * 1000 + n))\nlog.close()")
+        start(
+            f"log = open_log()\nfor n in range(150): log.append('t', 0, numbers({who} * 1000 + n))\nlog.close()"
+        )
         for who in (1, 2)
     ]
     for n in range(150):
@@ -95,16 +99,22 @@ def test_several_processes_append_and_every_row_is_there_once(log: SqliteLog, st
     assert len(found) == 450
 
 
-def test_a_field_that_another_process_adds_is_seen_at_once(log: SqliteLog, start: Callable[[str], subprocess.Popen[str]]) -> None:
+def test_a_field_that_another_process_adds_is_seen_at_once(
+    log: SqliteLog, start: Callable[[str], subprocess.Popen[str]]
+) -> None:
     log.append("t", 0, numbers(1))
-    other = start("log = open_log()\nlog.append('t', 0, rows_of([{'n': 2, 'new': 'x'}]))\nsay('done')\nsys.stdin.read()")
+    other = start(
+        "log = open_log()\nlog.append('t', 0, rows_of([{'n': 2, 'new': 'x'}]))\nsay('done')\nsys.stdin.read()"
+    )
     assert answer(other) == "done"
     assert log.read("t", 0, Span(0, 1)).to_pylist() == [{"n": 1, "new": None}]
     assert log.append("t", 0, rows_of([{"n": 3, "new": "y", "newer": 1.5}])) == Span(2, 3)
     assert contents(log, "t")[1:] == [{"n": 2, "new": "x", "newer": None}, {"n": 3, "new": "y", "newer": 1.5}]
 
 
-def test_wait_is_woken_by_another_process(log: SqliteLog, start: Callable[[str], subprocess.Popen[str]]) -> None:
+def test_wait_is_woken_by_another_process(
+    log: SqliteLog, start: Callable[[str], subprocess.Popen[str]]
+) -> None:
     other = start(
         "log = open_log()\nsay('ready')\nfor line in sys.stdin:\n    time.sleep(0.02)\n    log.append('t', 0, numbers(1))\n    say(time.time_ns())"
     )
@@ -120,7 +130,9 @@ def test_wait_is_woken_by_another_process(log: SqliteLog, start: Callable[[str],
     assert sorted(late_s)[10] < 0.2
 
 
-def test_a_dead_listener_is_forgotten(tmp_path: Path, start: Callable[[str], subprocess.Popen[str]], log: SqliteLog) -> None:
+def test_a_dead_listener_is_forgotten(
+    tmp_path: Path, start: Callable[[str], subprocess.Popen[str]], log: SqliteLog
+) -> None:
     other = start("log = open_log()\nsay('ready')\nlog.wait({('t', 0): 0}, 50)")
     answer(other)
     while not list((tmp_path / "wake").iterdir()):
@@ -190,14 +202,22 @@ def test_a_file_that_is_no_log_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("UPDATE frames SET data = CAST(substr(data, 1, 200) || x'00' || substr(data, 202) AS BLOB)", "checksum"),
+        (
+            "UPDATE frames SET data = CAST(substr(data, 1, 200) || x'00' || substr(data, 202) AS BLOB)",
+            "checksum",
+        ),
         ("UPDATE batches SET crc = 0", "checksum"),
-        ("UPDATE frames SET data = x'ffffffff00000000'; UPDATE batches SET crc = 0x9FF7CA35", "checksum|decoded"),
+        (
+            "UPDATE frames SET data = x'ffffffff00000000'; UPDATE batches SET crc = 0x9FF7CA35",
+            "checksum|decoded",
+        ),
         ("DELETE FROM frames", "bytes are missing"),
         ("DELETE FROM batches WHERE base = 2", "rows 2 and following are missing"),
     ],
 )
-def test_changed_bytes_are_told_with_their_place(tmp_path: Path, log: SqliteLog, change: str, says: str) -> None:
+def test_changed_bytes_are_told_with_their_place(
+    tmp_path: Path, log: SqliteLog, change: str, says: str
+) -> None:
     for n in range(3):
         log.append("t", 0, numbers(n, n))
     log.close()
@@ -292,17 +312,26 @@ def test_the_write_ahead_log_stays_bounded_under_constant_load(tmp_path: Path) -
 def test_a_closed_log_says_so(log: SqliteLog) -> None:
     log.close()
     log.close()
-    for call in (lambda: log.append("t", 0, numbers(1)), lambda: log.extent("t", 0), log.topics, lambda: log.forget("r")):
+    for call in (
+        lambda: log.append("t", 0, numbers(1)),
+        lambda: log.extent("t", 0),
+        log.topics,
+        lambda: log.forget("r"),
+    ):
         with pytest.raises(RetryableError, match="the log is closed"):
             call()
 
 
 def test_durations_are_observed(tmp_path: Path) -> None:
     seen: dict[str, float] = {}
-    log = SqliteLog(tmp_path / "log.db", clock=SystemClock(), observe=lambda name, value: seen.update({name: value}))
+    log = SqliteLog(
+        tmp_path / "log.db", clock=SystemClock(), observe=lambda name, value: seen.update({name: value})
+    )
     log.create(Topic("t", NUMBERS, retention=Duration(0)))
     log.append("t", 0, numbers(1))
     log.retain(2**60)
     log.close()
-    assert sorted(seen) == [f"headrace_log_{what}_duration_seconds" for what in ("append", "checkpoint", "fsync")]
+    assert sorted(seen) == [
+        f"headrace_log_{what}_duration_seconds" for what in ("append", "checkpoint", "fsync")
+    ]
     assert all(0 < value < 5 for value in seen.values())

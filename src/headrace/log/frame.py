@@ -60,7 +60,9 @@ def frames(rows: Rows) -> Iterator[Frame]:
     for start in range(0, count, step):
         frame = Frame(rows, size) if count <= step else _piece(rows.slice(start, step))
         if is_large(frame.rows.num_rows, frame.size) and frame.encode().nbytes > _TOO_LARGE:
-            raise PlanError(f"a row of {frame.encode().nbytes} bytes is more than the {_TOO_LARGE} that fit into the log")
+            raise PlanError(
+                f"a row of {frame.encode().nbytes} bytes is more than the {_TOO_LARGE} that fit into the log"
+            )
         yield frame
 
 
