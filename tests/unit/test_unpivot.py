@@ -42,7 +42,7 @@ def run(rows=ROWS, **options):
 
 def test_every_number_becomes_a_row():
     result = run()
-    assert [tuple(row.values())[0] + " " + row["metric"] + f" {row['value']}" for row in result.to_pylist()] == [
+    assert [next(iter(row.values())) + " " + row["metric"] + f" {row['value']}" for row in result.to_pylist()] == [
         "a t 1.5", "a n 2.0", "c n 3.0", "a on 1.0", "c on 0.0", "a in.v 0.5", "a in.deep.ä 7.0",
     ]  # fmt: skip
     assert result.schema.equals(
