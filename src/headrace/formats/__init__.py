@@ -1,0 +1,15 @@
+"""Bodies of bytes to Rows and rejects: what HTTP push, files and queues share.
+
+    decoded = decode(decompress(body, "gzip", max_bytes=2**26), media_type="application/json", topic=events, now_us=now)
+
+Every row of the body is either in `decoded.rows` or in `decoded.rejects`, with its original bytes. Formats: JSON (object,
+array), NDJSON, CSV with a header, Arrow streams; log lines by `parse_lines`.
+"""
+
+from __future__ import annotations
+
+from headrace.formats.body import Decoded, decode
+from headrace.formats.compression import decompress
+from headrace.formats.faults import CODES, FormatFaultError, TooLargeError
+
+__all__ = ["CODES", "Decoded", "FormatFaultError", "TooLargeError", "decode", "decompress"]
