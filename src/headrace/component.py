@@ -184,7 +184,7 @@ class Operator(Protocol):
 
     def side(self, topic: str, rows: Rows) -> None:
         """Rows of a topic in `Step.reads`, handed over before `process` in the same epoch."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} reads no topic beside its own")
 
     def aside(self) -> Sequence[Aside]:
         """What the last `process` put aside. Handed out once."""
@@ -192,6 +192,7 @@ class Operator(Protocol):
 
     def refresh(self, now_us: int) -> None:
         """Called between epochs, where I/O is allowed: reload a lookup table."""
+        return  # an empty body would make it abstract to mypy
 
     def snapshot(self) -> pa.Table:
         """The state as rows, key columns first. A table without columns when there is none."""
