@@ -66,9 +66,7 @@ def test_buckets_stay_bounded_and_wider_ones_do_not_depend_on_the_order() -> Non
     assert whole.pairs.count <= MAX_BUCKETS
     found = whole.result(np.array([0]), SHARES)
     assert [f[0] for f in found] == [f[0] for f in pieces.result(np.array([0]), SHARES)]
-    for share, value in zip(SHARES, found, strict=True):
-        exact = np.quantile(values, share, method="lower")
-        assert value[0] == pytest.approx(exact, rel=0.35)  # 80,000 buckets' worth of values in 4,096
+    assert_close(values, found, error=0.32)  # buckets of 1 % over 600 orders of magnitude, 32 of them in one
 
 
 def test_groups_do_not_touch_each_other_and_saving_keeps_all() -> None:
