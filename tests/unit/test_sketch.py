@@ -66,7 +66,7 @@ def test_buckets_stay_bounded_and_wider_ones_do_not_depend_on_the_order() -> Non
     assert whole.pairs.count <= MAX_BUCKETS
     found = whole.result(np.array([0]), SHARES)
     assert [f[0] for f in found] == [f[0] for f in pieces.result(np.array([0]), SHARES)]
-    assert_close(values, found, error=0.32)  # buckets of 1 % over 600 orders of magnitude, 32 of them in one
+    assert_close(values, found, error=0.57)  # 1 % doubled six times: 140,000 buckets in 4,096
 
 
 def test_groups_do_not_touch_each_other_and_saving_keeps_all() -> None:
