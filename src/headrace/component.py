@@ -26,7 +26,16 @@ import pyarrow as pa
 
 from headrace.errors import ConfigError, DataError, PlanError, RetryableError
 from headrace.model import (
-    DEAD_LETTERS, EVENTS, TIMESTAMP, Cursor, Epoch, Reject, Rows, Span, Topic, open_struct,
+    DEAD_LETTERS,
+    EVENTS,
+    TIMESTAMP,
+    Cursor,
+    Epoch,
+    Reject,
+    Rows,
+    Span,
+    Topic,
+    open_struct,
 )  # fmt: skip
 from headrace.units import Duration, Size
 

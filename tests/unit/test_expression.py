@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from datetime import UTC, datetime
@@ -338,7 +339,7 @@ def test_the_cut_into_batches_does_not_matter(cuts):
     edges = sorted({0, 5, *cuts})
     parts = [
         evaluate(list(compiled.values()), ROWS.slice(i, j - i))
-        for i, j in zip(edges, edges[1:], strict=False)
+        for i, j in itertools.pairwise(edges)
     ]
     assert [[v for part in parts for v in part[k].to_pylist()] for k in range(4)] == whole
 
