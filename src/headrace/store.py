@@ -120,6 +120,8 @@ class Store:
         params: Sequence[Any] | Mapping[str, Any] = (),
     ) -> Answer:
         """Run one reading statement. Raises QueryError, with a text for whoever wrote it."""
+        if not 1 <= max_rows <= 10_000_000:
+            raise QueryError(f"max_rows must be from 1 to 10000000, not {max_rows}")
         with self._cursor(timeout) as cursor:
             checked = guard.check(cursor, sql, self.tables())
             if checked.show_tables:
