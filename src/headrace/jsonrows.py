@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 from typing import Any
 
 import msgspec
@@ -105,8 +104,3 @@ def _integers(array: pa.Array) -> pa.Array:
         return pc.cast(array, pa.int64())
     except pa.ArrowInvalid:
         return pc.cast(array, pa.string())
-
-
-def number(value: float | None) -> float | None:
-    """A number for JSON: None for what JSON can't say."""
-    return None if value is None or not math.isfinite(value) else value
