@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,11 +53,11 @@ def note_run(config: Config, file: Path | None, sets: Sequence[str], demo: bool)
 
 def find_config(config_file: Path | None, data_dir: str | None) -> Config:
     """The configuration that a command is about: the given one, else that of the last run, else the shipped one."""
-    from headrace.config import load_config
+    from headrace.config import DATA_DIR, load_config
 
     if config_file is not None:
         return load_config(config_file, data_dir=data_dir)
-    directory = load_config(None, data_dir=data_dir).data_dir
+    directory = Path(data_dir or os.environ.get("HEADRACE_DATA_DIR") or DATA_DIR).expanduser().absolute()
     try:
         note = json.loads((directory / _NOTE).read_text("utf-8"))
         file, sets, demo = note["config"], [str(s) for s in note["sets"]], bool(note["demo"])
