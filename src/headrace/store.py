@@ -201,7 +201,7 @@ class Store:
         self,
         connection: duckdb.DuckDBPyConnection,
         snapshot: Snapshot,
-        where: str,
+        where: tuple[str, str],
         params: list[Any],
         files: Any,
         need: int,
@@ -317,7 +317,9 @@ def _conditions(
     names = snapshot.schema.names
     if snapshot.at not in names or not pa.types.is_timestamp(snapshot.schema.field(snapshot.at).type):
         raise QueryError(f"{snapshot.name}: has no event time; use a SQL query")
-    at, terms, params = quoted(snapshot.at), [f"{quoted(snapshot.at)} IS NOT NULL"], []
+    at = quoted(snapshot.at)
+    params: list[Any] = []
+    terms = [f"{at} IS NOT NULL"]
     files = snapshot.files
     keep = np.ones(len(files.paths) if files else 0, bool)
     for value, columns, what in (
@@ -335,7 +337,7 @@ def _conditions(
         params.append(value)
         if files:
             keep &= files.may_hold(column, value)
-    low, high = files.bounds(snapshot.at) if files else (None, None)
+    low, high = files.bounds(snapshot.at) if files else (np.empty(0, np.int64), np.empty(0, np.int64))
     for bound, sign in ((start_us, ">="), (end_us, "<")):
         if bound is None:
             continue

@@ -31,7 +31,7 @@ INPUT = Topic(
     key=("sensor_id",),
 )
 HEAT = (
-    pipeline("heat", "readings", delay="1s", idle_after="1s")
+    pipeline("heat", "readings", delay="1s", idle_after="4s")
     .step(Window(length=Duration.parse("5s"), by="sensor_id", count="*", sum="value"))
     .to("heat_windows")
 )
