@@ -347,7 +347,9 @@ def test_any_cut_with_any_repeats_and_restarts_gives_the_rows_once(
 
 
 @pytest.mark.parametrize("cluster_by", [(), ("source_id",)])
-def test_a_part_of_a_larger_batch_with_structs_is_written_as_it_is(tmp_path: Path, cluster_by: tuple[str, ...]) -> None:
+def test_a_part_of_a_larger_batch_with_structs_is_written_as_it_is(
+    tmp_path: Path, cluster_by: tuple[str, ...]
+) -> None:
     writer = sink(tmp_path, cluster_by=cluster_by).open(Topic("events", EVENTS), name="x")
     whole = payloads(*[{"v": i} for i in range(10)], type_=pa.struct([("v", pa.int64())]))
     writer.write(0, whole.slice(3, 4), 7)
