@@ -140,7 +140,7 @@ def bodies(draw: st.DrawFn, rows: st.SearchStrategy[Any]) -> list[bytes]:
     return lines
 
 
-LAW = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+LAW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @LAW

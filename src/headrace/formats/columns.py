@@ -8,6 +8,7 @@ nesting crash the process.)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -32,6 +33,8 @@ _GET: list[Callable[[Sequence[Any]], list[Any]]] = [
     for i in range(512)
 ]
 
+_UNNAMEABLE = re.compile(r'["\\\x00-\x1f]|[\ud800-\udfff]')
+
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
@@ -55,6 +58,7 @@ class _Group:
             group = _Group(kind.fields, {}, only=only, ignored=below) if kind.tag == "struct" else None
             type_ = _type_of(kind, forms.get(name)) if group is None else group.row_type
             wanted = only is None or name in only or group is not None or not kind.nullable
+            wanted = wanted and _nameable(name)
             if (
                 not wanted
                 or type_ is None
@@ -73,7 +77,7 @@ class _Group:
                 )
             )
             self.members.append((name, kind, group))
-        members += [(f"i{n}", Any, msgspec.field(name=name, default=None)) for n, name in enumerate(ignored)]
+        members += [(f"i{n}", Any, msgspec.field(name=name, default=None)) for n, name in enumerate(filter(_nameable, ignored))]
         self.row_type: type[Any] = msgspec.defstruct(
             "Row", members, gc=False, kw_only=True, forbid_unknown_fields=True
         )
@@ -110,6 +114,11 @@ def struct_array(found: Mapping[str, Any], kind: Kind, count: int, mask: pa.Arra
 
 def _array(values: Any, type_: pa.DataType) -> pa.Array:
     return values if isinstance(values, pa.Array) else pa.array(values, type_)
+
+
+def _nameable(name: str) -> bool:
+    """Whether msgspec can be told of a field of this name; rows with another are left to the row path."""
+    return not _UNNAMEABLE.search(name)
 
 
 def _type_of(kind: Kind, form: Any) -> Any:
