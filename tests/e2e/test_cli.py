@@ -301,3 +301,10 @@ def test_doctor_looks_at_everything(place: list[str]) -> None:
         "port",
     }
     assert next(f for f in found if f["name"] == "server")["status"] == "warn"
+
+
+def test_send_takes_standard_input_and_names_rejected_rows(door: Any) -> None:
+    url = f"http://127.0.0.1:{door.server_port}"
+    done = headrace("send", "-", "--url", url, text='\n{"payload": {"t": "x"}}\n{"payload": {"t": 2}}\n')
+    assert (done.returncode, done.stdout) == (1, "accepted 1, rejected 1\n")
+    assert headrace("send", "-", "--url", url, text="").stderr == "error: there is nothing to send: the input is empty\n"
