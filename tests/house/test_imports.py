@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "formats": VALUES,
     "sources": NUMERIC | {"formats"},
     "steps": NUMERIC,
-    "sinks": NUMERIC | {"lake", "snapshot", "jsonrows", "guard", "catalog", "formats"},
+    "sinks": NUMERIC | {"lake", "snapshot", "jsonrows", "guard", "catalog", "formats", "export"},
     "log": VALUES,
     "engine": NUMERIC | {"log", "config", "metrics"},
     "ingest": NUMERIC | {"log", "formats", "metrics"},

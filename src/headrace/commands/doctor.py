@@ -69,7 +69,7 @@ def _look(config_file: Path | None, data_dir: str | None, url: str | None) -> It
         "sqlite", "fail" if old else "ok", sqlite3.sqlite_version, "3.35 or newer is needed" if old else ""
     )
     try:
-        config = find_config(config_file, data_dir)
+        config = find_config(config_file, data_dir, used=False)
     except ConfigError as error:
         yield Finding("config", "fail", str(error), "fix the file")
         return
