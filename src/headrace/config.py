@@ -29,6 +29,12 @@ __all__ = [
     "kinds", "load_config",
 ]  # fmt: skip
 
+SHIPPED = "default.yaml"
+"""The file name in messages about the configuration that comes with headrace."""
+
+DEMO = ("machine", "fleet")
+"""Sources of the shipped configuration that `--no-demo` leaves out."""
+
 Start = Literal["earliest", "latest"]
 
 
@@ -118,7 +124,10 @@ class TopicOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that runs. `warnings` are for the eye: what was understood, but won't do what may be expected."""
+    """Everything that runs. `warnings` are for the eye: what was understood, but won't do what may be expected.
+
+    `file` is the path that was read, empty for the shipped configuration.
+    """
 
     topics: Mapping[str, Topic] = field(default_factory=dict)
     sources: Mapping[str, SourceEntry] = field(default_factory=dict)
@@ -150,9 +159,10 @@ def load_config(
     from headrace.config_reader import Reader  # it needs the classes above
 
     if path is None:
-        document = parse(default_text(), "default.yaml")
+        document = parse(default_text(), SHIPPED)
         if not demo:
-            document.value["sources"] = {}
+            for name in DEMO:
+                document.value["sources"].pop(name, None)
     else:
         document = _read(path)
         env = {**_beside(path), **env}
@@ -160,9 +170,7 @@ def load_config(
     if reader.old_style():
         from headrace.old_config import modernise
 
-        reader = Reader(
-            modernise(document, parse(default_text(), "default.yaml"), reader.warnings), reader.warnings
-        )
+        reader = Reader(modernise(document, parse(default_text(), SHIPPED), reader.warnings), reader.warnings)
     reader.override(sets)
     reader.problems += substitute(reader.document, env)
     return reader.config(env, data_dir, host, port)

@@ -11,6 +11,7 @@ import msgspec
 
 from headrace.component import Component, Sink, Source, Step, load
 from headrace.config import (
+    SHIPPED,
     Config,
     EngineOptions,
     ServerOptions,
@@ -105,7 +106,7 @@ class Reader:
             raise ConfigError(sorted(self.problems, key=lambda p: (not p.line, p.line, p.column)))
         return Config(
             topics=planned, sources=sources, pipelines=pipelines, sinks=sinks, log=log, data_dir=directory,
-            server=server, engine=engine, warnings=tuple(self.warnings), file=self.document.file,
+            server=server, engine=engine, warnings=tuple(self.warnings), file="" if self.document.file == SHIPPED else self.document.file,
         )  # fmt: skip
 
     def _broken(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -52,7 +54,9 @@ DEAD_LETTERS = pa.schema(
     [
         pa.field("timestamp", TIMESTAMP, nullable=False),  # when it was put aside
         pa.field("topic", pa.string(), nullable=False),  # where the row was going, or was
-        pa.field("component", pa.string(), nullable=False),  # who put it aside, such as `http` or `pipelines.heat[0]`
+        pa.field(
+            "component", pa.string(), nullable=False
+        ),  # who put it aside, such as `http` or `pipelines.heat[0]`
         pa.field("code", pa.string(), nullable=False),  # the cause, from a short fixed list: groups
         pa.field("reason", pa.string(), nullable=False),  # the cause in words
         pa.field("source_id", pa.string()),  # as far as it could be read
@@ -151,6 +155,24 @@ def dead_letters(
     )
 
 
+def as_json(rows: Rows) -> list[bytes]:
+    """Each row as a JSON object, for the dead letters. A row loop: only rows that failed come here."""
+    return [msgspec.json.encode(_plain(row)) for row in rows.to_pylist()]
+
+
+def _plain(value: Any) -> Any:
+    """Python values of an Arrow row as JSON has them: times as ISO 8601, bytes as text, NaN as null."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
 def _storable(text: str) -> str:
     """Text that UTF-8 can hold: lone surrogates become U+FFFD."""
     return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
@@ -159,7 +181,9 @@ def _storable(text: str) -> str:
 # -- schemas ---------------------------------------------------------------------------------------
 
 
-def unify(schema: pa.Schema, incoming: pa.Schema, *, on_new_field: OnNewField = "evolve", where: str = "") -> pa.Schema:
+def unify(
+    schema: pa.Schema, incoming: pa.Schema, *, on_new_field: OnNewField = "evolve", where: str = ""
+) -> pa.Schema:
     """`schema` grown by the fields of `incoming` that it lacks (nested structs too), as nullable fields.
 
     Numbers widen (int64 to double, int32 to int64); null takes the other's type; anything else that
@@ -170,14 +194,18 @@ def unify(schema: pa.Schema, incoming: pa.Schema, *, on_new_field: OnNewField = 
     return pa.schema(fields, metadata=schema.metadata)
 
 
-def _unify_fields(have: list[pa.Field], incoming: list[pa.Field], policy: OnNewField, where: str) -> list[pa.Field]:
+def _unify_fields(
+    have: list[pa.Field], incoming: list[pa.Field], policy: OnNewField, where: str
+) -> list[pa.Field]:
     merged = {f.name: f for f in have}
     for new in incoming:
         path = f"{where}.{new.name}" if where else new.name
         old = merged.get(new.name)
         if old is None:
             if policy == "freeze":
-                raise PlanError(f"{path}: unknown field, and on_new_field is freeze; known are {', '.join(merged)}")
+                raise PlanError(
+                    f"{path}: unknown field, and on_new_field is freeze; known are {', '.join(merged)}"
+                )
             if policy == "evolve":
                 merged[new.name] = new.with_nullable(True)
         elif not old.type.equals(new.type):
@@ -216,7 +244,8 @@ def conform(rows: Rows, schema: pa.Schema) -> Rows:
         return rows
     names = set(rows.schema.names)
     arrays = [
-        _conform(rows.column(f.name), f.type) if f.name in names else pa.nulls(rows.num_rows, f.type) for f in schema
+        _conform(rows.column(f.name), f.type) if f.name in names else pa.nulls(rows.num_rows, f.type)
+        for f in schema
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema) if arrays else rows.select([])
 

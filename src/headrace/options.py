@@ -112,14 +112,16 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 def describe(hint: Any) -> str:
     """The description given with `option(...)`."""
-    return next((m.description for m in _metas(hint) if m.description), "")
+    return next((m.description for m in metas_of(hint) if m.description), "")
 
 
-def _metas(hint: Any) -> list[msgspec.Meta]:
+def metas_of(hint: Any) -> list[msgspec.Meta]:
+    """What `option(...)` left on a type."""
     return [m for m in getattr(hint, "__metadata__", ()) if isinstance(m, msgspec.Meta)]
 
 
-def _bare(hint: Any) -> Any:
+def bare_type(hint: Any) -> Any:
+    """The type without its annotations."""
     while get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     return getattr(hint, "__value__", hint)
@@ -127,7 +129,7 @@ def _bare(hint: Any) -> Any:
 
 def type_name(hint: Any) -> str:
     """The type in words, for messages and the reference."""
-    bare = _bare(hint)
+    bare = bare_type(hint)
     origin, args = get_origin(bare), get_args(bare)
     if bare in _UNITS:
         return _UNITS[bare]
@@ -137,9 +139,9 @@ def type_name(hint: Any) -> str:
         return " or ".join(str(a) for a in args)
     if origin in (Union, types.UnionType):
         return " or ".join(type_name(a) for a in args if a is not type(None))
-    if origin in _LISTS:
+    if origin in LISTS:
         return f"a list of {_plural(args[0])}" if args else "a list"
-    if origin in _MAPPINGS:
+    if origin in MAPPINGS:
         return f"a mapping of names to {_plural(args[1])}" if len(args) == 2 else "a mapping"
     if isinstance(bare, type) and issubclass(bare, msgspec.Struct):
         return f"a mapping with {', '.join(bare.__struct_fields__)}"
@@ -157,11 +159,11 @@ _PLURALS = {
 
 
 def _plural(hint: Any) -> str:
-    bare = _bare(hint)
+    bare = bare_type(hint)
     return _PLURALS.get(bare, type_name(bare)) if isinstance(bare, type) else type_name(bare)
 
 
-_LISTS = (
+LISTS = (
     list,
     tuple,
     set,
@@ -170,12 +172,12 @@ _LISTS = (
     collections.abc.Set,
     collections.abc.Collection,
 )
-_MAPPINGS = (dict, collections.abc.Mapping)
+MAPPINGS = (dict, collections.abc.Mapping)
 
 
 def convert(value: Any, hint: Any, path: Path, report: Report) -> Any:
     """`value` as the type `hint` says, or None after reporting."""
-    bare, metas = _bare(hint), _metas(hint)
+    bare, metas = bare_type(hint), metas_of(hint)
     origin, args = get_origin(bare), get_args(bare)
     if origin in (Union, types.UnionType):
         result = _union(value, args, metas, path, report)
@@ -183,9 +185,9 @@ def convert(value: Any, hint: Any, path: Path, report: Report) -> Any:
         result = plain(value)
     elif bare in (Duration, Size):
         result = _unit(value, bare, metas, path, report)
-    elif origin in _LISTS or bare in _LISTS:
+    elif origin in LISTS or bare in LISTS:
         result = _list(value, origin or bare, args, metas, path, report)
-    elif origin in _MAPPINGS or bare in _MAPPINGS:
+    elif origin in MAPPINGS or bare in MAPPINGS:
         result = _mapping(value, args, metas, path, report)
     elif isinstance(bare, type) and issubclass(bare, msgspec.Struct):
         if isinstance(value, bare):
@@ -220,6 +222,12 @@ def _leaf(value: Any, bare: Any, metas: list[msgspec.Meta], path: Path, report: 
             hint_text = f"; for instance {examples[0]}" if examples else ""
             return report(path, f"{shown(value)} does not have the right form{hint_text}")
         return report(path, f"{_limits(metas) or message}, not {shown(value)}")
+
+
+def limits(hint: Any) -> str:
+    """The limits of an option in words, for the reference."""
+    unit = {Duration: " s", Size: " bytes"}.get(bare_type(hint), "")
+    return _limits(metas_of(hint), unit).removeprefix("must be ")
 
 
 def _limits(metas: Sequence[msgspec.Meta], unit: str = "") -> str:
@@ -260,7 +268,7 @@ def _union(value: Any, args: tuple[Any, ...], metas: list[msgspec.Meta], path: P
         return None
     members = [a for a in args if a is not type(None)]
     # A member of exactly the value's type comes first, so that 5 for `Duration | int` stays 5.
-    members.sort(key=lambda a: _bare(a) is not type(value))
+    members.sort(key=lambda a: bare_type(a) is not type(value))
     tried: list[list[tuple[Path, str, bool]]] = []
     for member in members:
         failures: list[tuple[Path, str, bool]] = []
@@ -290,8 +298,8 @@ def _list(
     if (
         isinstance(value, Mapping)
         and args
-        and isinstance(_bare(args[0]), type)
-        and issubclass(_bare(args[0]), msgspec.Struct)
+        and isinstance(bare_type(args[0]), type)
+        and issubclass(bare_type(args[0]), msgspec.Struct)
     ):
         value = [value]
     if not isinstance(value, (list, tuple, set, frozenset)):
@@ -303,8 +311,8 @@ def _list(
             return report(path, f"a list of {len(args)} values is expected, not of {len(items)}")
         made = [convert(item, args[i], (*path, i), report) for i, item in enumerate(items)]
     else:
-        inner = args[0] if args else Any
-        made = [convert(item, inner, (*path, i), report) for i, item in enumerate(items)]
+        each = args[0] if args else Any
+        made = [convert(item, each, (*path, i), report) for i, item in enumerate(items)]
     for m in metas:
         if m.min_length is not None and len(made) < m.min_length:
             return report(path, f"needs at least {m.min_length}")

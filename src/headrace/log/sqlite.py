@@ -28,15 +28,21 @@ class SqliteLog:
     """A `Log` in the file `path` and its companions `-wal`, `-shm`, `.lock`, and the folder `wake` beside it.
 
     Any number of threads and processes may have it open. `observe` is handed durations in seconds by metric name.
+    Rows appended last stay decoded, up to `cache_bytes`.
     """
 
     def __init__(
-        self, path: Path, *, clock: Clock, observe: Callable[[str, float], None] = lambda name, value: None
+        self,
+        path: Path,
+        *,
+        clock: Clock,
+        observe: Callable[[str, float], None] = lambda name, value: None,
+        cache_bytes: int = 32 * 2**20,
     ) -> None:
         self._clock = clock
         self._database = Database(path)
         self._topics = Topics()
-        self._tail = Tail()
+        self._tail = Tail(cache_bytes)
         self._waiters = Waiters(clock)
         self._bell = Doorbell(Path(path).parent / "wake", self._waiters.notify)
         self._committer = Committer(self._database, self._topics, self._tail, clock, observe, self._committed)

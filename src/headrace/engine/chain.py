@@ -1,0 +1,140 @@
+"""The open operators of a pipeline in a row: what a worker runs on every epoch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import pyarrow as pa
+
+from headrace.component import Operator, Step, kind_of
+from headrace.model import Reject, Rows, Topic, as_json, conform, empty
+from headrace.pipeline import Pipeline
+from headrace.units import Duration, Size
+
+
+@dataclass
+class Outcome:
+    """What one epoch gave: rows, what was put aside, and how the input rows are accounted for."""
+
+    rows: Rows
+    late: dict[str, list[Rows]] = field(default_factory=dict)  # topic -> rows
+    rejects: list[tuple[str, Reject]] = field(default_factory=list)  # (component, reject)
+    counts: dict[str, int] = field(default_factory=dict)  # received, sent, filtered, dead, late, emitted
+
+
+class Chain:
+    """A pipeline opened on the present schemas of its topics."""
+
+    def __init__(self, pipeline: Pipeline, topics: Mapping[str, Topic]) -> None:
+        self._pipeline = pipeline
+        self._steps: Sequence[Step] = pipeline.bound(topics)
+        self.schemas = pipeline.schemas(topics)
+        self.operators: list[Operator] = [
+            step.open(schema) for step, schema in zip(self._steps, self.schemas, strict=False)
+        ]
+        self.fingerprints = [fingerprint(step) for step in pipeline.steps]
+
+    @property
+    def stateful(self) -> bool:
+        """Whether time alone can make rows come out."""
+        return any(step.key() is not None for step in self._steps)
+
+    def process(
+        self, inputs: Sequence[Rows], sides: Mapping[str, Sequence[Rows]], watermark_us: int
+    ) -> Outcome:
+        """Run all steps on `inputs` (rows of the pipeline's topics), after `sides` (rows of topics that steps read)."""
+        batches = [conform(rows, self.schemas[0]) for rows in inputs if rows.num_rows]
+        rows = (
+            pa.concat_batches(batches)
+            if len(batches) > 1
+            else batches[0]
+            if batches
+            else empty(self.schemas[0])
+        )
+        outcome = Outcome(rows)
+        received = rows.num_rows
+        filtered = dead = late = 0
+        whole = True  # until a step gives other rows than it got, counts are in rows of the input
+        for step, operator in zip(self._steps, self.operators, strict=True):
+            for topic in step.reads():
+                for side in sides.get(topic, ()):
+                    operator.side(topic, side)
+            before = rows.num_rows
+            rows = operator.process(rows, watermark_us)
+            aside = 0
+            for item in operator.aside():
+                count = item.rows.num_rows
+                aside += count
+                if item.to:
+                    outcome.late.setdefault(item.to, []).append(item.rows)
+                else:
+                    component = f"{self._pipeline.name}.{kind_of(step)}"
+                    sources = _sources(item.rows)
+                    for i, raw in enumerate(as_json(item.rows)):
+                        reject = Reject(raw, item.code, item.reasons[i], sources[i], i)
+                        outcome.rejects.append((component, reject))
+                if whole:
+                    if item.code == "late" or item.to:
+                        late += count
+                    else:
+                        dead += count
+            if step.shape == "filter" and whole:
+                filtered += before - rows.num_rows - aside
+            if step.shape in ("expand", "absorb"):
+                whole = False
+        outcome.rows = rows
+        outcome.counts = {
+            "received": received,
+            "sent": received - filtered - dead - late,
+            "filtered": filtered,
+            "dead": dead,
+            "late": late,
+            "emitted": rows.num_rows,
+        }
+        return outcome
+
+    def refresh(self, now_us: int) -> None:
+        for operator in self.operators:
+            operator.refresh(now_us)
+
+    def snapshot(self) -> list[pa.Table]:
+        return [operator.snapshot() for operator in self.operators]
+
+    def restore(self, states: Sequence[pa.Table], fingerprints: Sequence[str]) -> list[int]:
+        """Take over states of steps that are the same as then, matched in order; gives the positions of steps that
+        keep state and found none."""
+        available = list(zip(fingerprints, states, strict=True))
+        missing = []
+        for number, operator in enumerate(self.operators):
+            for i, (print_, state) in enumerate(available):
+                if print_ == self.fingerprints[number]:
+                    if state.num_columns:
+                        operator.restore(state)
+                    del available[: i + 1]
+                    break
+            else:
+                if self._steps[number].key() is not None:
+                    missing.append(number)
+        return missing
+
+
+def fingerprint(step: Step) -> str:
+    """Same text for steps with the same kind and options: their state can be exchanged."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, (Duration, Size)):
+            return str(value)
+        raise NotImplementedError
+
+    options = msgspec.json.encode(step, enc_hook=plain, order="sorted")
+    return f"{kind_of(step)}:{hashlib.sha256(options).hexdigest()[:16]}"
+
+
+def _sources(rows: Rows) -> list[str | None]:
+    for name in ("source_id", "sensor_id"):
+        if name in rows.schema.names:
+            return [None if value is None else str(value) for value in rows.column(name).to_pylist()]
+    return [None] * rows.num_rows
