@@ -25,7 +25,18 @@ import msgspec
 import pyarrow as pa
 
 from headrace.errors import ConfigError, DataError, PlanError, RetryableError
-from headrace.model import DEAD_LETTERS, EVENTS, TIMESTAMP, Cursor, Epoch, Reject, Rows, Span, Topic
+from headrace.model import (
+    DEAD_LETTERS,
+    EVENTS,
+    TIMESTAMP,
+    Cursor,
+    Epoch,
+    Reject,
+    Rows,
+    Span,
+    Topic,
+    open_struct,
+)  # fmt: skip
 from headrace.units import Duration, Size
 
 __all__ = [
@@ -184,7 +195,7 @@ class Operator(Protocol):
 
     def side(self, topic: str, rows: Rows) -> None:
         """Rows of a topic in `Step.reads`, handed over before `process` in the same epoch."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} reads no topic beside its own, and got rows of {topic}")
 
     def aside(self) -> Sequence[Aside]:
         """What the last `process` put aside. Handed out once."""
@@ -192,6 +203,7 @@ class Operator(Protocol):
 
     def refresh(self, now_us: int) -> None:
         """Called between epochs, where I/O is allowed: reload a lookup table."""
+        return
 
     def snapshot(self) -> pa.Table:
         """The state as rows, key columns first. A table without columns when there is none."""
@@ -202,6 +214,7 @@ class Operator(Protocol):
 
         The schema may have grown since; rows of several snapshots may have been put together or filtered by key.
         """
+        return
 
 
 class Step(Component, frozen=True):
@@ -210,6 +223,34 @@ class Step(Component, frozen=True):
     shape: ClassVar[Literal["map", "filter", "expand", "absorb"]] = "map"
     """How rows are accounted for: `map` gives one row for each, `filter` drops some on purpose, `expand` and
     `absorb` give other rows than came in."""
+
+    @classmethod
+    def example_input(cls) -> Rows:
+        """Rows that `example()` works on, in order of time; the conformance suite cuts them in every way.
+
+        By default, readings of three devices with nested, missing and repeated values.
+        """
+        fields = [pa.field("temperature", pa.float64()), pa.field("humidity", pa.int64())]
+        payload = open_struct([*fields, pa.field("battery", pa.struct([pa.field("volt", pa.float64())]))])
+        return pa.RecordBatch.from_pylist(
+            [
+                {
+                    "source_id": f"device-{i % 3}",
+                    "timestamp": 1_700_000_000_000_000 + (i - i % 5) * 700_000,
+                    "received_at": 1_700_000_000_250_000 + i * 700_000,
+                    "event_type": (None, "reading", "reading", "status")[i % 4],
+                    "payload": None
+                    if i % 11 == 10
+                    else {
+                        "temperature": None if i % 7 == 6 else 15.0 + (i * 37 % 53),
+                        "humidity": 40 + i * 13 % 70,
+                        "battery": None if i % 4 else {"volt": 3.0 + i % 8 / 10},
+                    },
+                }
+                for i in range(60)
+            ],
+            schema=pa.schema([*list(EVENTS)[:-1], payload]),
+        )
 
     def output(self, schema: pa.Schema) -> pa.Schema:
         """Columns after this step. Raises PlanError naming the column and what was there."""

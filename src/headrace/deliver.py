@@ -61,10 +61,10 @@ class Deliver:
             try:
                 if writer is None:
                     writer = sink.open(self._log.topics()[state.topic], name=state.name)
-                    self._begin(sink, writer, state, start)
+                    self.begin(sink, writer, state, start)
                 if attempt:
                     state.circuit = "half_open"
-                self._step(sink, writer, state, stop)
+                self.step(sink, writer, state, stop)
                 if attempt:
                     log.info("sink works again", failures=attempt)
                     attempt = 0
@@ -96,7 +96,7 @@ class Deliver:
         _close(writer)
         self._enter(state, "stopped", state.circuit)
 
-    def _begin(self, sink: Sink, writer: Writer, state: Delivery, start: str) -> None:
+    def begin(self, sink: Sink, writer: Writer, state: Delivery, start: str) -> None:
         """Find where the target stands; a target without a memory is remembered by the log."""
         topic = self._log.topics()[state.topic]
         kept = self._log.positions(_reader(state))
@@ -122,7 +122,7 @@ class Deliver:
                 state.first.setdefault(partition, position)
                 transaction.position(_reader(state), topic.name, partition, position)
 
-    def _step(self, sink: Sink, writer: Writer, state: Delivery, stop: threading.Event) -> None:
+    def step(self, sink: Sink, writer: Writer, state: Delivery, stop: threading.Event) -> None:
         """Wait until a write is worth it, then write once from every partition that has rows."""
         batching = sink.batching()
         if not self._gather(state, batching.rows, batching.interval.seconds, stop):

@@ -280,7 +280,7 @@ class Ingest:
             try:
                 self._enter(shard, "running")
                 for arrival in arrivals:
-                    self._take(arrival, shard, writer)
+                    self.take(arrival, shard, writer)
                     if attempt and arrival.rows is not None:
                         log.info("source works again", failures=attempt)
                         attempt = 0
@@ -308,7 +308,8 @@ class Ingest:
                     close()
         self._enter(shard, "stopped")
 
-    def _take(self, arrival: Arrival, shard: Shard, writer: str) -> None:
+    def take(self, arrival: Arrival, shard: Shard, writer: str) -> None:
+        """Make one Arrival durable under the cursor of `writer`."""
         if arrival.rows is None and not arrival.rejects and not arrival.beside and arrival.cursor is None:
             return
         rejects = self.store(

@@ -129,6 +129,7 @@ class Worker:
         for name, partition in self._inputs:
             start = self._log.extent(name, partition).start
             self._positions[name, partition] = max(committed.get((name, partition), start), start)
+        self._watermark.watch(self._inputs, now)
         replayed = 0
         for epoch in self._log.epochs(self.pipeline.name, self._worker):
             if checkpoint is None or epoch.number > checkpoint.epoch:
