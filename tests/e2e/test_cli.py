@@ -264,8 +264,22 @@ def door() -> Iterator[Any]:
 
 def test_dead_letters_are_corrected_and_sent_again(place: list[str], door: Any) -> None:
     url = f"http://127.0.0.1:{door.server_port}"
-    said = run("dlq", "replay", "--id", "0-0", "--set", "payload.t=21.5", "--json", "--url", url, *place)
-    assert json.loads(said.stdout) == {"accepted": 1, "rejected": 0, "unchanged": 0}
+    said = run(
+        "dlq",
+        "replay",
+        "--id",
+        "0-0",
+        "--id",
+        "0-1",
+        "--set",
+        "payload.t=21.5",
+        "--json",
+        "--url",
+        url,
+        *place,
+    )
+    assert json.loads(said.stdout) == {"accepted": 1, "rejected": 0, "unchanged": 1}
+    assert "0-1 is not JSON" in said.stderr
     assert [(path, json.loads(body)) for path, _, body in door.taken] == [
         ("/ingest/events", {"payload": {"t": 21.5}})
     ]
@@ -307,4 +321,7 @@ def test_send_takes_standard_input_and_names_rejected_rows(door: Any) -> None:
     url = f"http://127.0.0.1:{door.server_port}"
     done = headrace("send", "-", "--url", url, text='\n{"payload": {"t": "x"}}\n{"payload": {"t": 2}}\n')
     assert (done.returncode, done.stdout) == (1, "accepted 1, rejected 1\n")
-    assert headrace("send", "-", "--url", url, text="").stderr == "error: there is nothing to send: the input is empty\n"
+    assert (
+        headrace("send", "-", "--url", url, text="").stderr
+        == "error: there is nothing to send: the input is empty\n"
+    )
