@@ -60,9 +60,9 @@ def option(
     examples: list[Any] | None = None,
 ) -> msgspec.Meta:
     """What belongs to an option beside its type and default: a description and its limits."""
-    return msgspec.Meta(
-        description=description, ge=ge, le=le, gt=gt, pattern=pattern, min_length=min_length, examples=examples
-    )
+    given = {"ge": ge, "le": le, "gt": gt, "pattern": pattern, "min_length": min_length, "examples": examples}
+    limits: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return msgspec.Meta(description=description, **limits)
 
 
 class Component(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -83,7 +83,8 @@ class Deliver:
                         "sink is interrupted; rows wait in the log and will be written", error=str(error)
                     )
                 self._enter(state, "retrying", "open")
-                writer = _close(writer)
+                _close(writer)
+                writer = None
                 self._clock.wait(stop, pause(attempt, state.name, asked=error.after))
             except HeadraceError as error:
                 log.error("sink stopped; fix it and start it again", error=str(error))

@@ -54,7 +54,9 @@ DEAD_LETTERS = pa.schema(
     [
         pa.field("timestamp", TIMESTAMP, nullable=False),  # when it was put aside
         pa.field("topic", pa.string(), nullable=False),  # where the row was going, or was
-        pa.field("component", pa.string(), nullable=False),  # who put it aside, such as `http` or `pipelines.heat[0]`
+        pa.field(
+            "component", pa.string(), nullable=False
+        ),  # who put it aside, such as `http` or `pipelines.heat[0]`
         pa.field("code", pa.string(), nullable=False),  # the cause, from a short fixed list: groups
         pa.field("reason", pa.string(), nullable=False),  # the cause in words
         pa.field("source_id", pa.string()),  # as far as it could be read
@@ -112,6 +114,23 @@ class Reject:
     reason: str
     source_id: str | None = None
     row: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of a pushed body; all of it is durable. `rejects` are in the dead letters.
+
+    `duplicate`: the Idempotency-Key was seen before; the counts are those of the first time, nothing was stored again.
+    """
+
+    accepted: int
+    rejected: int = 0
+    rejects: Sequence[Reject] = ()
+    duplicate: bool = False
+
+    @property
+    def total(self) -> int:
+        return self.accepted + self.rejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +198,9 @@ def _storable(text: str) -> str:
 # -- schemas ---------------------------------------------------------------------------------------
 
 
-def unify(schema: pa.Schema, incoming: pa.Schema, *, on_new_field: OnNewField = "evolve", where: str = "") -> pa.Schema:
+def unify(
+    schema: pa.Schema, incoming: pa.Schema, *, on_new_field: OnNewField = "evolve", where: str = ""
+) -> pa.Schema:
     """`schema` grown by the fields of `incoming` that it lacks (nested structs too), as nullable fields.
 
     Numbers widen (int64 to double, int32 to int64); null takes the other's type; anything else that
@@ -190,14 +211,18 @@ def unify(schema: pa.Schema, incoming: pa.Schema, *, on_new_field: OnNewField = 
     return pa.schema(fields, metadata=schema.metadata)
 
 
-def _unify_fields(have: list[pa.Field], incoming: list[pa.Field], policy: OnNewField, where: str) -> list[pa.Field]:
+def _unify_fields(
+    have: list[pa.Field], incoming: list[pa.Field], policy: OnNewField, where: str
+) -> list[pa.Field]:
     merged = {f.name: f for f in have}
     for new in incoming:
         path = f"{where}.{new.name}" if where else new.name
         old = merged.get(new.name)
         if old is None:
             if policy == "freeze":
-                raise PlanError(f"{path}: unknown field, and on_new_field is freeze; known are {', '.join(merged)}")
+                raise PlanError(
+                    f"{path}: unknown field, and on_new_field is freeze; known are {', '.join(merged)}"
+                )
             if policy == "evolve":
                 merged[new.name] = new.with_nullable(True)
         elif not old.type.equals(new.type):
@@ -236,7 +261,8 @@ def conform(rows: Rows, schema: pa.Schema) -> Rows:
         return rows
     names = set(rows.schema.names)
     arrays = [
-        _conform(rows.column(f.name), f.type) if f.name in names else pa.nulls(rows.num_rows, f.type) for f in schema
+        _conform(rows.column(f.name), f.type) if f.name in names else pa.nulls(rows.num_rows, f.type)
+        for f in schema
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema) if arrays else rows.select([])
 
@@ -256,7 +282,9 @@ def _conform(array: pa.Array, type_: pa.DataType) -> pa.Array:
         return pa.StructArray.from_arrays(children, fields=list(type_), mask=mask)
     if pa.types.is_null(array.type):
         return pa.nulls(len(array), type_)
-    return pc.cast(array, options=pc.CastOptions(type_, allow_float_truncate=not _truncates(array.type, type_)))
+    return pc.cast(
+        array, options=pc.CastOptions(type_, allow_float_truncate=not _truncates(array.type, type_))
+    )
 
 
 def _truncates(have: pa.DataType, want: pa.DataType) -> bool:

@@ -42,10 +42,10 @@ _FIRST_FILES = (
 class Limits:
     """What one store may use. `memory` and `threads` are for all its queries together."""
 
-    memory: Size = Size(512 * 2**20)  # noqa: RUF009  a Size is frozen
+    memory: Size = Size(512 * 2**20)
     threads: int = 2
-    log_bytes: Size = Size(256 * 2**20)  # noqa: RUF009
-    answer_bytes: Size = Size(256 * 2**20)  # noqa: RUF009
+    log_bytes: Size = Size(256 * 2**20)
+    answer_bytes: Size = Size(256 * 2**20)
 
 
 class Answer(NamedTuple):

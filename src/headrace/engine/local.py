@@ -315,10 +315,8 @@ class Worker:
                 if stop is None:
                     raise
                 if self._clock.wait(stop, pause(attempt, self.pipeline.name, asked=error.after)):
-                    return (
-                        self._fail("stopped while the log could not be written; the last epoch runs again")
-                        or False
-                    )
+                    self._fail("stopped while the log could not be written; the last epoch runs again")
+                    return False
         if attempt:
             logger.info("committing epochs works again", pipeline=self.pipeline.name, failures=attempt)
             self._enter("running")

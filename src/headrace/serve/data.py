@@ -16,6 +16,7 @@ from headrace.serve.answers import FORMATS, Format, answer, encode_table
 from headrace.serve.problems import ProblemError, did_you_mean
 from headrace.serve.runtime import Runtime
 from headrace.serve.workers import Workers
+from headrace.store import Answer
 from headrace.units import Duration
 
 MAX_LIMIT = 1_000
@@ -44,7 +45,7 @@ class SqlQuery(BaseModel):
 def data_routes(runtime: Runtime, workers: Workers) -> APIRouter:
     """The routes. Queries run on `workers`, so that a heavy one holds up neither ingest nor the page."""
     router = APIRouter(tags=["data"])
-    query_timeout = runtime.config.server.query_timeout
+    query_timeout = runtime.config.server.query_timeout.seconds
 
     @router.get("/data", summary="Stored rows, newest page by page", responses=FORMATS)
     async def data(
@@ -104,18 +105,16 @@ def data_routes(runtime: Runtime, workers: Workers) -> APIRouter:
 
     @router.post("/api/v1/query", summary="Read-only SQL over all topics", responses=FORMATS)
     async def query(body: SqlQuery) -> Response:
-        def rows() -> pa.Table:
-            # One more than wanted tells whether there are more.
-            return runtime.store.query(body.sql, max_rows=body.max_rows + 1, timeout=query_timeout)
+        def rows() -> Answer:
+            return runtime.store.query(body.sql, max_rows=body.max_rows, timeout=query_timeout)
 
-        table = await workers.run(rows)
-        truncated = table.num_rows > body.max_rows
+        table, truncated = await workers.run(rows)
         members = {
             "columns": [{"name": f.name, "type": str(f.type)} for f in table.schema],
             "truncated": truncated,
         }
         headers = {"X-Truncated": "true"} if truncated else {}
-        return await workers.run(encode_table, table.slice(0, body.max_rows), body.format, members, headers)
+        return await workers.run(encode_table, table, body.format, members, headers)
 
     @router.get("/api/v1/topics", summary="Topics with their columns and sizes")
     async def topics() -> Response:
@@ -146,7 +145,7 @@ def data_routes(runtime: Runtime, workers: Workers) -> APIRouter:
         sql = f"SELECT * FROM sensors ORDER BY sensor_id LIMIT {limit:d} OFFSET {offset:d}"  # noqa: S608 - two checked integers
 
         def rows() -> pa.Table:
-            return runtime.store.query(sql, max_rows=limit, timeout=query_timeout)
+            return runtime.store.query(sql, max_rows=limit, timeout=query_timeout).table
 
         return await workers.run(encode_table, await workers.run(rows), "json", {}, {})
 
