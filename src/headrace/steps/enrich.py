@@ -136,7 +136,7 @@ class Enrich(Step, frozen=True, kw_only=True):
         return f"{scheme}://{rest.rpartition('@')[2]}"
 
     def _read(self, keys: Mapping[str, Pick]) -> pa.Table:
-        """The table, last row of each key first found. Raises RetryableError when it can't be reached."""
+        """The table. Raises PlanError when it can't be right and RetryableError when it can't be reached."""
         try:
             if self._is_url():
                 table = _read_sql(self.table, self.query, self.max_rows)
@@ -146,9 +146,7 @@ class Enrich(Step, frozen=True, kw_only=True):
                 )
         except FileNotFoundError:
             where = Path(self.table).absolute()
-            raise RetryableError(
-                f"enrich: there is no file {where}; put the table there, or correct `table`"
-            ) from None
+            raise PlanError(f"table: there is no file {where}; put it there, or correct the path") from None
         except (OSError, pa.ArrowException, ValueError) as error:
             raise RetryableError(f"enrich: reading {self._shown()}: {error}") from error
         if table.num_rows > self.max_rows:
@@ -188,9 +186,11 @@ def _read_json(path: str, types: Mapping[str, pa.DataType]) -> pa.Table:
     """A JSON array of objects, or one object a line."""
     text = Path(path).read_bytes()
     if text.lstrip().startswith(b"["):
-        return pa.Table.from_pylist(msgspec.json.decode(text, type=list[dict[str, Any]]))
-    lines = [msgspec.json.decode(line, type=dict[str, Any]) for line in text.splitlines() if line.strip()]
-    return pa.Table.from_pylist(lines)
+        rows = msgspec.json.decode(text, type=list[dict[str, Any]])
+    else:
+        rows = [msgspec.json.decode(line, type=dict[str, Any]) for line in text.splitlines() if line.strip()]
+    names = dict.fromkeys(name for row in rows for name in row)  # the first row needn't have them all
+    return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
 
 
 def _read_sql(url: str, query: str, max_rows: int) -> pa.Table:
