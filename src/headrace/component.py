@@ -61,13 +61,7 @@ def option(
 ) -> msgspec.Meta:
     """What belongs to an option beside its type and default: a description and its limits."""
     return msgspec.Meta(
-        description=description,
-        ge=ge,
-        le=le,
-        gt=gt,
-        pattern=pattern,
-        min_length=min_length,
-        examples=examples,
+        description=description, ge=ge, le=le, gt=gt, pattern=pattern, min_length=min_length, examples=examples
     )
 
 

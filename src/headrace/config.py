@@ -32,6 +32,9 @@ __all__ = [
 SHIPPED = "default.yaml"
 """The file name in messages about the configuration that comes with headrace."""
 
+DATA_DIR = "headrace-data"
+"""Where headrace keeps its data unless told otherwise, in the current directory."""
+
 DEMO = ("machine", "fleet")
 """Sources of the shipped configuration that `--no-demo` leaves out."""
 
@@ -134,7 +137,7 @@ class Config:
     pipelines: Mapping[str, Pipeline] = field(default_factory=dict)
     sinks: Mapping[str, SinkEntry] = field(default_factory=dict)
     log: str = "sqlite"
-    data_dir: Path = Path("headrace-data")
+    data_dir: Path = Path(DATA_DIR)
     server: ServerOptions = field(default_factory=ServerOptions)
     engine: EngineOptions = field(default_factory=EngineOptions)
     warnings: tuple[Problem, ...] = ()

@@ -11,6 +11,7 @@ import msgspec
 
 from headrace.component import Component, Sink, Source, Step, load
 from headrace.config import (
+    DATA_DIR,
     SHIPPED,
     Config,
     EngineOptions,
@@ -148,9 +149,9 @@ class Reader:
     def _data_dir(self, root: Mapping[str, Any], env: Mapping[str, str], given: str | Path | None) -> Path:
         if given is None:
             given = env.get("HEADRACE_DATA_DIR") or convert(
-                root.get("data_dir", "headrace-data"), str, ("data_dir",), self.report
+                root.get("data_dir", DATA_DIR), str, ("data_dir",), self.report
             )
-        return Path(given or "headrace-data").expanduser().absolute()
+        return Path(given or DATA_DIR).expanduser().absolute()
 
     def _named(
         self, root: Mapping[str, Any], section: str, read: Callable[[Place, dict[str, Any]], E | None]

@@ -39,11 +39,7 @@ class Problem:
     column: int = 0
 
     def __str__(self) -> str:
-        place = (
-            f"{self.file}:{self.line}:{self.column}: "
-            if self.line
-            else (f"{self.file}: " if self.file else "")
-        )
+        place = f"{self.file}:{self.line}:{self.column}: " if self.line else (f"{self.file}: " if self.file else "")
         return f"{place}{self.where}: {self.what}" if self.where else f"{place}{self.what}"
 
 

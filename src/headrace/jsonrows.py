@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 from typing import Any
 
 import msgspec
@@ -88,17 +87,15 @@ def _iso(array: pa.Array) -> pa.Array:
     if stamps.type.tz is not None:
         stamps = pc.cast(stamps, pa.timestamp("us", tz="UTC"))
     micros = pc.cast(stamps, pa.int64())
-    low, high = pc.min_max(micros).values() if len(array) else (None, None)
-    whole = pc.all(
-        pc.equal(pc.multiply(pc.divide(micros, 1_000_000), 1_000_000), micros), min_count=0
-    ).as_py()
     suffix = "Z" if stamps.type.tz is not None else ""
-    if low is not None and low.is_valid and (low.as_py() < _YEARS_US[0] or high.as_py() >= _YEARS_US[1]):
-        # Beyond the calendar of ISO-8601: the number itself, in microseconds, is clearer than a year of six digits.
-        return pc.cast(micros, pa.string())
-    if whole:
-        stamps = pc.cast(stamps, pa.timestamp("s", tz=stamps.type.tz))
-    return pc.strftime(stamps, format=f"%Y-%m-%dT%H:%M:%S{suffix}")
+    # Beyond the years that ISO-8601 writes with four digits, the number itself is clearer: microseconds since 1970.
+    outside = pc.or_(pc.less(micros, _YEARS_US[0]), pc.greater_equal(micros, _YEARS_US[1]))
+    inside = pc.if_else(outside, pa.scalar(0, stamps.type), stamps)
+    seconds = pc.multiply(pc.divide(micros, 1_000_000), 1_000_000)
+    if pc.all(pc.or_(outside, pc.equal(seconds, micros)), min_count=0).as_py():
+        inside = pc.cast(inside, pa.timestamp("s", tz=stamps.type.tz))
+    text = pc.strftime(inside, format=f"%Y-%m-%dT%H:%M:%S{suffix}")
+    return pc.if_else(outside, pc.cast(micros, pa.string()), text) if pc.any(outside).as_py() else text
 
 
 def _integers(array: pa.Array) -> pa.Array:
@@ -107,8 +104,3 @@ def _integers(array: pa.Array) -> pa.Array:
         return pc.cast(array, pa.int64())
     except pa.ArrowInvalid:
         return pc.cast(array, pa.string())
-
-
-def number(value: float | None) -> float | None:
-    """A number for JSON: None for what JSON can't say."""
-    return None if value is None or not math.isfinite(value) else value

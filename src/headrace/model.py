@@ -54,9 +54,7 @@ DEAD_LETTERS = pa.schema(
     [
         pa.field("timestamp", TIMESTAMP, nullable=False),  # when it was put aside
         pa.field("topic", pa.string(), nullable=False),  # where the row was going, or was
-        pa.field(
-            "component", pa.string(), nullable=False
-        ),  # who put it aside, such as `http` or `pipelines.heat[0]`
+        pa.field("component", pa.string(), nullable=False),  # who put it aside, such as `http` or `pipelines.heat[0]`
         pa.field("code", pa.string(), nullable=False),  # the cause, from a short fixed list: groups
         pa.field("reason", pa.string(), nullable=False),  # the cause in words
         pa.field("source_id", pa.string()),  # as far as it could be read
@@ -181,9 +179,7 @@ def _storable(text: str) -> str:
 # -- schemas ---------------------------------------------------------------------------------------
 
 
-def unify(
-    schema: pa.Schema, incoming: pa.Schema, *, on_new_field: OnNewField = "evolve", where: str = ""
-) -> pa.Schema:
+def unify(schema: pa.Schema, incoming: pa.Schema, *, on_new_field: OnNewField = "evolve", where: str = "") -> pa.Schema:
     """`schema` grown by the fields of `incoming` that it lacks (nested structs too), as nullable fields.
 
     Numbers widen (int64 to double, int32 to int64); null takes the other's type; anything else that
@@ -194,18 +190,14 @@ def unify(
     return pa.schema(fields, metadata=schema.metadata)
 
 
-def _unify_fields(
-    have: list[pa.Field], incoming: list[pa.Field], policy: OnNewField, where: str
-) -> list[pa.Field]:
+def _unify_fields(have: list[pa.Field], incoming: list[pa.Field], policy: OnNewField, where: str) -> list[pa.Field]:
     merged = {f.name: f for f in have}
     for new in incoming:
         path = f"{where}.{new.name}" if where else new.name
         old = merged.get(new.name)
         if old is None:
             if policy == "freeze":
-                raise PlanError(
-                    f"{path}: unknown field, and on_new_field is freeze; known are {', '.join(merged)}"
-                )
+                raise PlanError(f"{path}: unknown field, and on_new_field is freeze; known are {', '.join(merged)}")
             if policy == "evolve":
                 merged[new.name] = new.with_nullable(True)
         elif not old.type.equals(new.type):
@@ -244,8 +236,7 @@ def conform(rows: Rows, schema: pa.Schema) -> Rows:
         return rows
     names = set(rows.schema.names)
     arrays = [
-        _conform(rows.column(f.name), f.type) if f.name in names else pa.nulls(rows.num_rows, f.type)
-        for f in schema
+        _conform(rows.column(f.name), f.type) if f.name in names else pa.nulls(rows.num_rows, f.type) for f in schema
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema) if arrays else rows.select([])
 

@@ -1,6 +1,6 @@
 """Pipeline: a frozen description, topic -> steps -> topic, built by YAML or by calls that read the same way.
 
-pipeline("heat", "events").where("payload.temperature > 30").window("10s", by="source_id", avg="payload.temperature").to("hot")
+    pipeline("heat", "events").where("payload.temperature > 30").window("10s", by="source_id", avg="payload.temperature").to("hot")
 """
 
 from __future__ import annotations
@@ -94,9 +94,7 @@ class Pipeline:
         """Call a Python function on Rows: the function, or its address as `package.module:name`."""
         if callable(function):
             if "<" in function.__qualname__:
-                raise PlanError(
-                    f"apply: {function.__qualname__} can't be named from another process; define it in a module"
-                )
+                raise PlanError(f"apply: {function.__qualname__} can't be named from another process; define it in a module")
             function = f"{function.__module__}:{function.__qualname__}"
         return self._make("apply", function=function, **options)
 
@@ -111,18 +109,14 @@ class Pipeline:
         """Columns before the first step, and after each. Raises PlanError saying at which step and why."""
         missing = [name for name in self.reads() if name not in topics]
         if missing:
-            raise PlanError(
-                f"pipeline {self.name}: there is no topic {missing[0]!r}; there are {', '.join(sorted(topics))}"
-            )
+            raise PlanError(f"pipeline {self.name}: there is no topic {missing[0]!r}; there are {', '.join(sorted(topics))}")
         schema = input_schema(self.topics, topics)
         schemas = [schema]
         for number, step in enumerate(self.bound(topics)):
             try:
                 schema = step.output(schema)
             except PlanError as error:
-                raise PlanError(
-                    f"pipeline {self.name}, step {number + 1} ({_kind(step)}): {error}"
-                ) from error
+                raise PlanError(f"pipeline {self.name}, step {number + 1} ({_kind(step)}): {error}") from error
             schemas.append(schema)
         return tuple(schemas)
 
@@ -145,9 +139,7 @@ def input_schema(names: Sequence[str], topics: Mapping[str, Topic]) -> pa.Schema
         other = topics[name].schema
         merged = unify(schema, other)
         common = set(schema.names) & set(other.names)
-        schema = pa.schema(
-            [f if f.name in common else f.with_nullable(True) for f in merged], metadata=merged.metadata
-        )
+        schema = pa.schema([f if f.name in common else f.with_nullable(True) for f in merged], metadata=merged.metadata)
     return schema
 
 

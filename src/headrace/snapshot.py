@@ -9,9 +9,8 @@ So every row is there once, also while the sink commits.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import unquote
 
 import duckdb
@@ -25,7 +24,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from headrace.errors import HeadraceError, QueryError
 from headrace.lake import DeltaTableRef, app_id, is_remote, lake_rows, lake_schema, table_uri
 from headrace.log import Log
-from headrace.model import Span, Topic, unify
+from headrace.model import Rows, Span, Topic, unify
 
 _STATS_SLACK_US = 1_000  # Delta's statistics keep milliseconds
 
@@ -55,22 +54,23 @@ class Files:
         if name not in self.stats.column_names or not pa.types.is_timestamp(self.stats[name].type):
             return np.full(len(self.paths), unknown, np.int64)
         values = pc.cast(self.stats[name].combine_chunks(), pa.timestamp("us", tz=self.stats[name].type.tz))
-        return pc.fill_null(pc.cast(values, pa.int64()), unknown).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+        return np.asarray(
+            pc.fill_null(pc.cast(values, pa.int64()), unknown).to_numpy(zero_copy_only=False), np.int64
+        )
 
     def may_hold(self, column: str, value: str) -> npt.NDArray[np.bool_]:
         """Which files may have a row with this text in a column, by partition folder or statistics."""
         mask = np.ones(len(self.paths), bool)
         if f"partition.{column}" in self.stats.column_names:
-            return pc.fill_null(pc.equal(self.stats[f"partition.{column}"], value), False).to_numpy(
-                zero_copy_only=False
-            )  # type: ignore[no-any-return]
+            same = pc.equal(self.stats[f"partition.{column}"], value)
+            return np.asarray(pc.fill_null(same, False).to_numpy(), np.bool_)
         low, high = f"min.{column}", f"max.{column}"
         if low in self.stats.column_names and high in self.stats.column_names:
             possible = pc.and_(
                 pc.fill_null(pc.less_equal(self.stats[low], value), True),
                 pc.fill_null(pc.greater_equal(self.stats[high], value), True),
             )
-            mask &= possible.to_numpy(zero_copy_only=False)
+            mask &= np.asarray(possible.to_numpy(), np.bool_)
         return mask
 
 
@@ -157,7 +157,7 @@ class Snapshots:
                 raise
             except HeadraceError as error:
                 raise QueryError(f"table {topic.name}: the log can't be read now: {error}") from error
-            batch = lake_rows(rows, schema)
+            batch = _unsliced(lake_rows(rows, schema))
             left -= rows.nbytes
             batches.append(batch)
             if left <= 0 and partition + 1 < topic.partitions:
@@ -174,6 +174,12 @@ class Snapshots:
         return QueryError(
             f"table {name}: its log holds more than {limit} MiB, too much to search; add a delta sink for this topic"
         )
+
+
+def _unsliced(rows: Rows) -> Rows:
+    """The rows in memory of their own where they are part of a larger batch: DuckDB refuses such slices of structs."""
+    sliced = any(pa.types.is_nested(column.type) and column.offset for column in rows.columns)
+    return rows.take(pa.array(np.arange(rows.num_rows))) if sliced else rows
 
 
 def _describe(uri: str, table: DeltaTable, positions: Mapping[int, int]) -> Files:
@@ -198,17 +204,24 @@ def _describe(uri: str, table: DeltaTable, positions: Mapping[int, int]) -> File
 # -- in DuckDB -------------------------------------------------------------------------------------
 
 
-def attach(
-    cursor: duckdb.DuckDBPyConnection, snapshot: Snapshot, only: npt.NDArray[Any] | None = None
-) -> None:
-    """Make the snapshot a temporary view of its name on this cursor; `only` are the indices of the files to read."""
+def attach(cursor: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
+    """Make the snapshot a temporary view of its name on this cursor."""
+    cursor.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(snapshot.name)} AS {select(cursor, snapshot)}")
+
+
+def select(
+    cursor: duckdb.DuckDBPyConnection, snapshot: Snapshot, only: npt.NDArray[np.intp] | None = None
+) -> str:
+    """The SELECT that gives the snapshot's rows on this cursor; `only` are the indices of the files to read."""
     name, columns = snapshot.name, ", ".join(quoted(f.name) for f in snapshot.schema)
     if not columns:
         raise QueryError(f"table {name} has no columns yet")
     tail = f"__tail_{name}"
-    cursor.register(tail, snapshot.tail)
-    sources = [f"SELECT {columns} FROM {quoted(tail)}"]
     files = snapshot.files
+    sources = []
+    if snapshot.tail.num_rows or files is None or not files.paths or (only is not None and not len(only)):
+        cursor.register(tail, snapshot.tail)
+        sources.append(f"SELECT {columns} FROM {quoted(tail)}")
     if files is not None and (only is None or len(only)) and files.paths:
         if is_remote(files.uri):
             cursor.register(f"__lake_{name}", files.table.to_pyarrow_dataset())
@@ -219,27 +232,35 @@ def attach(
             )
             sources.append(f"SELECT {casts} FROM {quoted(f'__lake_{name}')}")
         else:
-            paths = files.paths if only is None else [files.paths[i] for i in only]
-            sources.append(f"SELECT {columns} FROM {_read_parquet(paths, snapshot.schema, files)}")
-    cursor.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS {' UNION ALL '.join(sources)}")
+            chosen = np.arange(len(files.paths)) if only is None else only
+            sources.append(f"SELECT {columns} FROM {_read_parquet(cursor, snapshot, files, chosen)}")
+    return " UNION ALL ".join(sources)
 
 
-def _read_parquet(paths: Sequence[str], schema: pa.Schema, files: Files) -> str:
-    """DuckDB reads the files by the given schema, so that those without a newer column or field have nulls there and
-    no file needs to be opened beforehand."""
-    folders = [f for f in schema if f.name in files.partition_columns]
-    plain = [f for f in schema if f.name not in files.partition_columns]
+def _read_parquet(
+    cursor: duckdb.DuckDBPyConnection, snapshot: Snapshot, files: Files, chosen: npt.NDArray[np.intp]
+) -> str:
+    """The FROM that reads these files.
+
+    The schema is given, so that files without a newer column or field have nulls there, and none needs to be opened
+    beforehand. Columns that are folders aren't in the files: their values come from the table's log, by file name.
+    """
+    folders = [f for f in snapshot.schema if f.name in files.partition_columns]
+    plain = [f for f in snapshot.schema if f.name not in files.partition_columns]
     entries = ", ".join(
         f"{literal(f.name)}: {{name: {literal(f.name)}, type: {literal(sql_type(f.type))}, default_value: NULL}}"
         for f in plain
     )
-    options = f"schema = MAP {{{entries}}}" if entries else "union_by_name = true"
-    if files.partition_columns:
-        types = ", ".join(f"{literal(f.name)}: {sql_type(f.type)}" for f in folders)
-        options += ", hive_partitioning = true" + (f", hive_types = {{{types}}}" if types else "")
-    else:
-        options += ", hive_partitioning = false"
-    return f"read_parquet([{', '.join(map(literal, paths))}], {options})"
+    paths = [files.paths[i] for i in chosen]
+    read = f"read_parquet([{', '.join(map(literal, paths))}], schema = MAP {{{entries}}}, hive_partitioning = false"
+    if not folders:
+        return f"{read})"
+    values = files.stats.take(pa.array(chosen)).select([f"partition.{f.name}" for f in folders])
+    places = values.rename_columns([f.name for f in folders]).append_column(
+        "__path", pa.array(paths, pa.string())
+    )
+    cursor.register(f"__files_{snapshot.name}", places)
+    return f"{read}, filename = '__path') JOIN {quoted(f'__files_{snapshot.name}')} USING (__path)"
 
 
 def quoted(name: str) -> str:

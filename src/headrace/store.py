@@ -26,7 +26,7 @@ from headrace import guard
 from headrace.errors import QueryError
 from headrace.lake import DeltaTableRef
 from headrace.log import Log
-from headrace.snapshot import Snapshot, Snapshots, attach, quoted
+from headrace.snapshot import Snapshot, Snapshots, attach, quoted, select
 from headrace.units import Size
 
 __all__ = ["Answer", "DeltaTableRef", "Limits", "Page", "Store"]
@@ -120,6 +120,8 @@ class Store:
         params: Sequence[Any] | Mapping[str, Any] = (),
     ) -> Answer:
         """Run one reading statement. Raises QueryError, with a text for whoever wrote it."""
+        if not 1 <= max_rows <= 10_000_000:
+            raise QueryError(f"max_rows must be from 1 to 10000000, not {max_rows}")
         with self._cursor(timeout) as cursor:
             checked = guard.check(cursor, sql, self.tables())
             if checked.show_tables:
@@ -201,7 +203,7 @@ class Store:
         self,
         connection: duckdb.DuckDBPyConnection,
         snapshot: Snapshot,
-        where: str,
+        where: tuple[str, str],
         params: list[Any],
         files: Any,
         need: int,
@@ -210,16 +212,15 @@ class Store:
         """The first `need` rows in order. Looks into the files likeliest to have them, and into more only when
         a file not looked into could have an earlier one."""
         at, direction = quoted(snapshot.at), "DESC" if newest_first else "ASC"
-        sql = (
-            f"SELECT * FROM (SELECT *, hash(t) AS __hash FROM {quoted(snapshot.name)} t WHERE {where[0]}) WHERE {where[1]} "
-            f"ORDER BY {at} {direction}, __hash LIMIT {need}"
-        )
         if snapshot.files is not None and len(files):
             low, high = snapshot.files.bounds(snapshot.at)
             files = files[np.argsort(-high[files] if newest_first else low[files], kind="stable")]
         looked = _FIRST_FILES
         while True:
-            attach(connection, snapshot, files[:looked])
+            sql = (
+                f"SELECT * FROM (SELECT *, hash(t) AS __hash FROM ({select(connection, snapshot, files[:looked])}) t "
+                f"WHERE {where[0]}) WHERE {where[1]} ORDER BY {at} {direction}, __hash LIMIT {need}"
+            )
             found = self._read(connection, sql, params, need).table
             rest = files[looked:]
             if not len(rest):
@@ -250,10 +251,8 @@ class Store:
         snapshot = self._snapshots.take(topic)
         where, params, files = _conditions(snapshot, None, None, start_us, end_us, None, True)
         with self._cursor(None) as connection:
-            attach(connection, snapshot, files)
-            relation = connection.sql(
-                f"SELECT * FROM {quoted(topic)} t WHERE {where[0]}", params=params or None
-            )
+            rows = select(connection, snapshot, files)
+            relation = connection.sql(f"SELECT * FROM ({rows}) WHERE {where[0]}", params=params or None)
             reader = relation.to_arrow_reader(65_536)
             yield from encode(reader, format)
 
@@ -317,7 +316,9 @@ def _conditions(
     names = snapshot.schema.names
     if snapshot.at not in names or not pa.types.is_timestamp(snapshot.schema.field(snapshot.at).type):
         raise QueryError(f"{snapshot.name}: has no event time; use a SQL query")
-    at, terms, params = quoted(snapshot.at), [f"{quoted(snapshot.at)} IS NOT NULL"], []
+    at = quoted(snapshot.at)
+    params: list[Any] = []
+    terms = [f"{at} IS NOT NULL"]
     files = snapshot.files
     keep = np.ones(len(files.paths) if files else 0, bool)
     for value, columns, what in (
@@ -335,7 +336,7 @@ def _conditions(
         params.append(value)
         if files:
             keep &= files.may_hold(column, value)
-    low, high = files.bounds(snapshot.at) if files else (None, None)
+    low, high = files.bounds(snapshot.at) if files else (np.empty(0, np.int64), np.empty(0, np.int64))
     for bound, sign in ((start_us, ">="), (end_us, "<")):
         if bound is None:
             continue

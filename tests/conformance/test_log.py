@@ -37,7 +37,7 @@ class TestMemoryLog(LogConformance):
         log = MemoryLog(clock=FakeClock())
         log.create(Topic("t", NUMBERS))
         log.append("t", 0, numbers(1))
-        with pytest.raises(RetryableError, match="cut off by a crash"), log.transaction() as transaction:
+        with pytest.raises(RetryableError, match="cut off by a crash"), log.transaction() as transaction:  # noqa: PT012
             transaction.append("t", 0, numbers(2))
             log.crash()
         assert contents(log, "t") == [{"n": 1}]

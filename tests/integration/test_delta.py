@@ -344,3 +344,14 @@ def test_any_cut_with_any_repeats_and_restarts_gives_the_rows_once(
             writer.write(0, rows(start, count), end)
     if end:
         assert sorted(stored(path)["value"].to_pylist()) == list(range(end))
+
+
+@pytest.mark.parametrize("cluster_by", [(), ("source_id",)])
+def test_a_part_of_a_larger_batch_with_structs_is_written_as_it_is(
+    tmp_path: Path, cluster_by: tuple[str, ...]
+) -> None:
+    writer = sink(tmp_path, cluster_by=cluster_by).open(Topic("events", EVENTS), name="x")
+    whole = payloads(*[{"v": i} for i in range(10)], type_=pa.struct([("v", pa.int64())]))
+    writer.write(0, whole.slice(3, 4), 7)
+    writer.write(0, whole.slice(5, 5), 10)
+    assert sorted(p["v"] for p in stored(tmp_path, "events")["payload"].to_pylist()) == list(range(3, 10))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -9,10 +10,12 @@ import pyarrow as pa
 
 from headrace.component import (
     EVENTS,
+    Arrival,
     Component,
     Duration,
     Operator,
     PlanError,
+    Reject,
     Sink,
     Size,
     Source,
@@ -36,7 +39,7 @@ class Thermometer(Source, frozen=True, kw_only=True):
     devices: Annotated[int, option("how many", ge=1)] = 3
     buffer: Annotated[Size | None, option("room for readings")] = None
     mode: Annotated[Literal["fast", "slow"], option("how hard to try")] = "fast"
-    labels: Annotated[dict[str, str], option("fixed texts")] = {}
+    labels: Annotated[dict[str, str], option("fixed texts")] = {}  # noqa: RUF012 - msgspec copies it
     rooms: Annotated[tuple[str, ...], option("where they hang")] = ()
     limits: Annotated[Limits | None, option("what is plausible")] = None
     verbose: Annotated[bool, option("say more")] = False
@@ -102,3 +105,30 @@ class Nowhere(Sink, frozen=True, kw_only=True):
 
 def fields(component: Component) -> dict[str, Any]:
     return {name: getattr(component, name) for name in component.__struct_fields__}
+
+
+class Counter(Source, frozen=True, kw_only=True):
+    """Counts up to `total`, in arrivals of `size` rows, and ends."""
+
+    total: Annotated[int, option("rows in all", ge=0)] = 100
+    size: Annotated[int, option("rows of one arrival", ge=1)] = 10
+
+    def schema(self) -> pa.Schema:
+        return pa.schema([*EVENTS.remove(4), pa.field("n", pa.int64())])
+
+    def read(self, shard: str, cursor: Any) -> Iterator[Arrival]:
+        for start in range(cursor or 0, self.total, self.size):
+            count = min(self.size, self.total - start)
+            numbers = range(start, start + count)
+            rows = pa.RecordBatch.from_pydict(
+                {
+                    "source_id": ["counter"] * count,
+                    "timestamp": [n * 1_000_000 for n in numbers],
+                    "received_at": [n * 1_000_000 for n in numbers],
+                    "event_type": ["count"] * count,
+                    "n": list(numbers),
+                },
+                schema=self.schema(),
+            )
+            rejects = [Reject(b"broken", "broken", "on purpose")] if start == 0 else []
+            yield Arrival(rows, start + count, rejects)

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from sample_components import Thermometer, fields
 
 from headrace.config import Config, build, load_config
 from headrace.errors import ConfigError
 from headrace.model import TIMESTAMP
 from headrace.units import Duration, Size
+from tests.unit.sample_components import Thermometer, fields
 
-SOURCE = 'sources:\n  t:\n    kind: "sample_components:Thermometer"\n'
+SOURCE = 'sources:\n  t:\n    kind: "tests.unit.sample_components:Thermometer"\n'
 
 
 def read(tmp_path: Path, text: str, *, name: str = "headrace.yaml", **options: object) -> Config:
@@ -62,15 +62,15 @@ topics:
   hot: {partitons: 3}
 sources:
   t:
-    kind: "sample_components:Thermometer"
+    kind: "tests.unit.sample_components:Thermometer"
     interval: 10x
     rate: 5000
     mode: fsat
     limits: {low: no, hihg: 4}
     token: 123
-  u: {kind: "sample_components:Thermometer", mode: slow, rate: 200}
+  u: {kind: "tests.unit.sample_components:Thermometer", mode: slow, rate: 200}
 pipelines:
-  p: {from: events, steps: ["sample_components:Keep": {column: x}], to: hot}
+  p: {from: events, steps: ["tests.unit.sample_components:Keep": {column: x}], to: hot}
 server: {port: 99999}
 sinkss: 3
 """
@@ -83,8 +83,8 @@ sinkss: 3
         "headrace.yaml:9:23: sources.t.limits.hihg: unknown option; did you mean high?",
         "headrace.yaml:10:12: sources.t.token: a text is expected, not the number 123; write it in quotes",
         "headrace.yaml:11:6: sources.u: a slow thermometer gives at most 100 readings a second",
-        "headrace.yaml:13:55: pipelines.p.steps[0].sample_components:Keep: columns is missing: columns to keep",
-        "headrace.yaml:13:56: pipelines.p.steps[0].sample_components:Keep.column: unknown option; did you mean columns?",
+        "headrace.yaml:13:66: pipelines.p.steps[0].tests.unit.sample_components:Keep: columns is missing: columns to keep",
+        "headrace.yaml:13:67: pipelines.p.steps[0].tests.unit.sample_components:Keep.column: unknown option; did you mean columns?",
         "headrace.yaml:14:16: server.port: must be at least 0 and at most 65535, not 99999",
         "headrace.yaml:15:1: sinkss: unknown key; did you mean sinks?",
     ]
@@ -101,7 +101,7 @@ sinkss: 3
         ("sources: {'a b': {kind: x}}", "headrace.yaml:1:11: sources.a b: a name has letters, digits, _ and -, at most 63, and begins with a letter or digit"),
         ("sources: {t: {kind: 'json:loads'}}", "headrace.yaml:1:21: sources.t.kind: 'json:loads' names no source; "),
         ("sources: {t: {kind: 'no_such_package:X'}}", "headrace.yaml:1:21: sources.t.kind: no_such_package:X can't be imported: No module named 'no_such_package'"),
-        ("sources: {t: {kind: 'sample_components:Keep', columns: a}}", "headrace.yaml:1:21: sources.t.kind: sample_components:Keep is not a source"),
+        ("sources: {t: {kind: 'tests.unit.sample_components:Keep', columns: a}}", "headrace.yaml:1:21: sources.t.kind: tests.unit.sample_components:Keep is not a source"),
         ("x: !!python/object:os.system {}", "headrace.yaml:1:4: x: the tag tag:yaml.org,2002:python/object:os.system is not allowed here"),
         ("x: !!python/name:os.system z", "headrace.yaml:1:4: x: the tag tag:yaml.org,2002:python/name:os.system is not allowed here"),
         ("x: [1", "headrace.yaml:1:6: not valid YAML"),
@@ -120,8 +120,8 @@ sinkss: 3
         ("pipelines: {p: {from: events, step: [], to: x}}", "headrace.yaml:1:31: pipelines.p.step: unknown option; did you mean steps?"),
         ("pipelines: {p: {from: events, steps: [7], to: x}}", "headrace.yaml:1:39: pipelines.p.steps[0]: a step is `kind: options`; not 7"),
         ("pipelines: {p: {from: events, to: events}}", "headrace.yaml:1:16: pipelines.p: reads what it writes itself: p <- p"),
-        ("sinks: {s: {kind: 'sample_components:Nowhere', from: hot}}", "headrace.yaml:1:54: sinks.s.from: there is no topic 'hot'"),
-        ("sinks: {s: {kind: 'sample_components:Nowhere', from: events, start: now}}", "headrace.yaml:1:69: sinks.s.start: 'now' is not one of earliest, latest"),
+        ("sinks: {s: {kind: 'tests.unit.sample_components:Nowhere', from: hot}}", "headrace.yaml:1:65: sinks.s.from: there is no topic 'hot'"),
+        ("sinks: {s: {kind: 'tests.unit.sample_components:Nowhere', from: events, start: now}}", "headrace.yaml:1:80: sinks.s.start: 'now' is not one of earliest, latest"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_shown_where_it_stands(tmp_path: Path, text: str, expected: str) -> None:
@@ -132,7 +132,7 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="can't be read: No such file"):
         load_config(tmp_path / "none.yaml", env={})
     (tmp_path / "latin.yaml").write_bytes(b"log: sqlite\nx: \xe9")
-    with pytest.raises(ConfigError, match="latin.yaml:2:4: is not UTF-8"):
+    with pytest.raises(ConfigError, match=r"latin\.yaml:2:4: is not UTF-8"):
         load_config(tmp_path / "latin.yaml", env={})
 
 
@@ -151,7 +151,7 @@ def test_anchors_and_merges_work_and_what_is_written_out_wins(tmp_path: Path) ->
         tmp_path,
         """
 sources:
-  a: &a {kind: "sample_components:Thermometer", devices: 4, rate: 9}
+  a: &a {kind: "tests.unit.sample_components:Thermometer", devices: 4, rate: 9}
   b: {<<: *a, devices: 5}
 """,
     )
@@ -165,7 +165,7 @@ def test_words_that_old_yaml_took_for_booleans_are_texts(tmp_path: Path) -> None
 
 
 def test_json_is_accepted_with_tabs_and_escapes(tmp_path: Path) -> None:
-    value = {"sources": {"t": {"kind": "sample_components:Thermometer", "token": "a/b 😀"}}}
+    value = {"sources": {"t": {"kind": "tests.unit.sample_components:Thermometer", "token": "a/b 😀"}}}
     text = json.dumps(value, indent="\t").replace("/", "\\/")
     config = read(tmp_path, text, name="config.json")
     assert config.sources["t"].source.token == "a/b 😀"  # type: ignore[attr-defined]
@@ -217,14 +217,19 @@ def test_flag_beats_environment_beats_file(tmp_path: Path) -> None:
     assert (from_env.data_dir, from_env.server.port, from_env.server.host) == (tmp_path / "b", 2, "b")
     flags = read(tmp_path, text, env=env, data_dir=tmp_path / "c", port=3, host="c")
     assert (flags.data_dir, flags.server.port, flags.server.host) == (tmp_path / "c", 3, "c")
-    assert problems(tmp_path, text, env={"HEADRACE_PORT": "http"}) == ["HEADRACE_PORT: 'http' is not a port number"]
+    assert problems(tmp_path, text, env={"HEADRACE_PORT": "http"}) == [
+        "HEADRACE_PORT: 'http' is not a port number"
+    ]
 
 
 # -- --set -------------------------------------------------------------------------------------------
 
 
 def test_set_lays_values_over_the_file(tmp_path: Path) -> None:
-    text = SOURCE + "    rooms: [a, b]\npipelines:\n  p: {from: events, steps: ['sample_components:Keep': timestamp], to: x}\n"
+    text = (
+        SOURCE
+        + "    rooms: [a, b]\npipelines:\n  p: {from: events, steps: ['tests.unit.sample_components:Keep': timestamp], to: x}\n"
+    )
     config = read(
         tmp_path,
         text,
@@ -232,7 +237,7 @@ def test_set_lays_values_over_the_file(tmp_path: Path) -> None:
             "sources.t.interval=5s",
             "sources.t.rooms[1]=c",
             "server.port=0",
-            "pipelines.p.steps.0={'sample_components:Keep': [timestamp, source_id]}",
+            "pipelines.p.steps.0={'tests.unit.sample_components:Keep': [timestamp, source_id]}",
         ],
     )
     assert config.sources["t"].source.interval == Duration.parse("5s")  # type: ignore[attr-defined]
@@ -283,10 +288,10 @@ def test_columns_are_followed_through_pipelines_in_order_of_need(tmp_path: Path)
 topics:
   counts: {retention: 1d}
 pipelines:
-  second: {from: counts, steps: ["sample_components:Rename": {n: total}], to: totals}
-  first: {from: events, steps: ["sample_components:Tally": {by: source_id, late: too_late}], to: counts}
+  second: {from: counts, steps: ["tests.unit.sample_components:Rename": {n: total}], to: totals}
+  first: {from: events, steps: ["tests.unit.sample_components:Tally": {by: source_id, late: too_late}], to: counts}
 sinks:
-  all: {kind: "sample_components:Nowhere", from: [totals, too_late], path: lake}
+  all: {kind: "tests.unit.sample_components:Nowhere", from: [totals, too_late], path: lake}
 """,
         data_dir=tmp_path,
     )
@@ -305,13 +310,13 @@ pipelines:
   one:
     from: events
     steps:
-      - sample_components:Keep: [timestamp, source_id]
-      - sample_components:Keep: event_type
+      - tests.unit.sample_components:Keep: [timestamp, source_id]
+      - tests.unit.sample_components:Keep: event_type
     to: a
   two: {from: a, to: b}
 """
     assert problems(tmp_path, text) == [
-        "headrace.yaml:7:33: pipelines.one.steps[1].sample_components:Keep: no column 'event_type'; there are timestamp, source_id"
+        "headrace.yaml:7:44: pipelines.one.steps[1].tests.unit.sample_components:Keep: no column 'event_type'; there are timestamp, source_id"
     ]
 
 
@@ -337,7 +342,7 @@ def test_a_circle_of_pipelines_is_a_mistake(tmp_path: Path) -> None:
 def test_state_by_key_needs_all_rows_of_the_key_in_one_partition(
     tmp_path: Path, topic: str, by: str, expected: str
 ) -> None:
-    text = f"topics: {{events: {topic}}}\npipelines: {{p: {{from: events, steps: ['sample_components:Tally': {{by: {by}}}], to: x}}}}"
+    text = f"topics: {{events: {topic}}}\npipelines: {{p: {{from: events, steps: ['tests.unit.sample_components:Tally': {{by: {by}}}], to: x}}}}"
     if expected:
         assert expected in problems(tmp_path, text)[0]
     else:

@@ -122,9 +122,12 @@ def test_a_topic_without_a_table_is_read_from_the_log_within_a_bound(tmp_path: P
     log.put("hot", 0, measurements(0, 1000))
     with Store(log, {}) as store:  # type: ignore[arg-type]
         assert values(store, "SELECT count(*) FROM hot") == [1000]
-    with Store(log, {}, limits=Limits(log_bytes=Size(1000))) as store:  # type: ignore[arg-type]
-        with pytest.raises(QueryError, match="add a delta sink for this topic"):
-            store.query("SELECT count(*) FROM hot")
+    small = Limits(log_bytes=Size(1000))
+    with (
+        Store(log, {}, limits=small) as store,
+        pytest.raises(QueryError, match="add a delta sink for this topic"),
+    ):  # type: ignore[arg-type]
+        store.query("SELECT count(*) FROM hot")
     refs = {"hot": DeltaTableRef(str(tmp_path / "none yet"), {}, "late")}
     with Store(log, refs) as store:  # type: ignore[arg-type]
         assert values(store, "SELECT count(*) FROM hot") == [1000]
@@ -317,12 +320,13 @@ def test_rows_time_memory_and_size_of_an_answer_are_bounded(half: tuple[Store, L
     with pytest.raises(QueryError, match=r"longer than 0.3 s"):
         store.query("SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b", timeout=0.3)
     assert values(store, "SELECT 1") == [1]  # the store is as good as before
-    with Store(log, {}, limits=Limits(memory=Size(64 * 2**20))) as small:  # type: ignore[arg-type]
-        with pytest.raises(QueryError, match="more memory than it may use"):
-            small.query("SELECT array_agg(range) FROM range(50000000)")
-    with Store(log, {}, limits=Limits(answer_bytes=Size(1000))) as small:  # type: ignore[arg-type]
-        with pytest.raises(QueryError, match="the answer is larger than"):
-            small.query("SELECT * FROM range(5000)")
+    with Store(log, {}, limits=Limits(memory=Size(64 * 2**20), answer_bytes=Size(1000))) as small:  # type: ignore[arg-type]
+        for sql, match in (
+            ("SELECT array_agg(range) FROM range(50000000)", "more memory than it may use"),
+            ("SELECT * FROM range(5000)", "the answer is larger than"),
+        ):
+            with pytest.raises(QueryError, match=match):
+                small.query(sql)
 
 
 def test_a_mistake_in_the_sql_says_where(half: tuple[Store, ListLog]) -> None:

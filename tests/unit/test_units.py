@@ -20,7 +20,10 @@ def test_durations_people_write(text: str, us: int) -> None:
     assert Duration.parse(text).us == us
 
 
-@pytest.mark.parametrize("text", ["", "s", "-1s", "1 fortnight", "1s garbage", "1e5s", "nan", "١s", True, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "text",
+    ["", "s", "-1s", "1 fortnight", "1s garbage", "1e5s", "nan", "١s", True, -1, float("nan"), float("inf")],
+)
 def test_texts_that_are_no_duration(text: object) -> None:
     with pytest.raises(ValueError):
         Duration.parse(text)  # type: ignore[arg-type]
@@ -33,7 +36,15 @@ def test_a_duration_reads_back_as_it_is_shown(us: int) -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("64MiB", 64 * 2**20), ("2GB", 2 * 10**9), ("1 KiB", 1024), ("7", 7), (7, 7), ("1.5kb", 1500), ("3B", 3)],
+    [
+        ("64MiB", 64 * 2**20),
+        ("2GB", 2 * 10**9),
+        ("1 KiB", 1024),
+        ("7", 7),
+        (7, 7),
+        ("1.5kb", 1500),
+        ("3B", 3),
+    ],
 )
 def test_sizes_people_write(text: str | int, size: int) -> None:
     assert Size.parse(text).bytes == size

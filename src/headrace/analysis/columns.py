@@ -136,7 +136,7 @@ def times(array: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]
     if not pa.types.is_timestamp(array.type) or array.type.unit != "us":
         array = pc.cast(array, pa.timestamp("us", tz="UTC"), safe=False)
     bad = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
-    stamps = pc.cast(array, pa.int64())
+    stamps = array.view(pa.int64())
     values: npt.NDArray[np.int64] = (stamps.fill_null(0) if bad is not None else stamps).to_numpy()
     if len(values) and (values.max() >= MAX_TIME_US or values.min() <= -MAX_TIME_US):
         beyond = (values >= MAX_TIME_US) | (values <= -MAX_TIME_US)

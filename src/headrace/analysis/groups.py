@@ -18,6 +18,8 @@ import pyarrow.compute as pc
 
 Ids = npt.NDArray[np.int64]
 
+_MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0xD6E8FEB86659FD93))
+_HALF = np.uint64(32)
 _MERGE_BYTES = 256 * 2**20  # chunks above this are not merged: string offsets are 32 bits
 
 
@@ -25,7 +27,8 @@ def expand(starts: Ids, lengths: Ids) -> Ids:
     """The ranges `[start, start + length)` one after the other."""
     total = int(lengths.sum())
     before = np.cumsum(lengths) - lengths
-    return np.arange(total, dtype=np.int64) + np.repeat(starts - before, lengths)
+    numbers: Ids = np.arange(total, dtype=np.int64) + np.repeat(starts - before, lengths)
+    return numbers
 
 
 def grown(array: npt.NDArray[Any], size: int, fill: float | None = None) -> npt.NDArray[Any]:
@@ -57,14 +60,14 @@ class PairIndex:
         if hit.all():
             return found
         ids = found
-        pending = np.flatnonzero(~hit)
+        pending = (~hit).nonzero()[0]
         self._reserve(self.count + len(pending))
         a, b = first[pending], second[pending]
         cells = self._cells(a, b)
         mask = len(self._table) - 1
         while len(pending):
             table = self._table
-            free = np.flatnonzero(table[cells] < 0)
+            free = (table[cells] < 0).nonzero()[0]
             if len(free):
                 # Equal pairs probe the same cells in the same round: the last to write claims the cell for all.
                 table[cells[free]] = free
@@ -91,13 +94,12 @@ class PairIndex:
         self._rebuild(len(ids))
 
     def _cells(self, first: Ids, second: Ids) -> Ids:
-        mixed = first.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + second.view(np.uint64) * np.uint64(
-            0xC2B2AE3D27D4EB4F
-        )
-        mixed ^= mixed >> np.uint64(32)
-        mixed *= np.uint64(0xD6E8FEB86659FD93)
-        shift = 64 - (len(self._table).bit_length() - 1)
-        return (mixed >> np.uint64(shift)).astype(np.int64)
+        mixed = first.view(np.uint64) * _MIX[0]
+        mixed += second.view(np.uint64) * _MIX[1]
+        mixed ^= mixed >> _HALF
+        mixed *= _MIX[2]
+        mixed >>= np.uint64(65 - len(self._table).bit_length())
+        return mixed.view(np.int64)
 
     def _reserve(self, count: int) -> None:
         self.first = grown(self.first, count)
@@ -191,7 +193,7 @@ def pair(index: PairIndex, left: Coded, right: Coded) -> Coded:
     combined = left.codes * width + right.codes
     present = np.zeros(domain, np.bool_)
     present[combined] = True
-    used = np.flatnonzero(present)
+    used = present.nonzero()[0]
     lookup = np.zeros(domain, np.int64)
     lookup[used] = np.arange(len(used))
     return Coded(lookup[combined], index.find_or_add(left.ids[used // width], right.ids[used % width]))
@@ -208,12 +210,12 @@ class _Values:
     def encode(self, array: pa.Array) -> Coded:
         """Null is a value of its own, and so is NaN."""
         if not pa.types.is_dictionary(array.type):
-            array = pc.dictionary_encode(array, null_encoding="encode")
+            array = array.dictionary_encode("encode")
         indices, dictionary = array.indices, array.dictionary
         if indices.null_count:
             dictionary = pa.concat_arrays([dictionary, pa.nulls(1, dictionary.type)])
             indices = indices.fill_null(len(dictionary) - 1)
-        codes = indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        codes: Ids = indices.to_numpy(zero_copy_only=False).astype(np.int64)
         if len(dictionary) > 4 * len(codes) + 64:  # a shared dictionary of which this batch uses a little
             used, codes = np.unique(codes, return_inverse=True)
             dictionary = dictionary.take(pa.array(used))
@@ -223,7 +225,7 @@ class _Values:
         ids = np.array(known, np.int64)
         if -1 in known:
             fresh = []
-            for i in np.flatnonzero(ids < 0):
+            for i in (ids < 0).nonzero()[0]:
                 value = values[i]
                 if value not in self._ids:  # a dictionary may hold a value twice
                     self._ids[value] = len(self._ids)

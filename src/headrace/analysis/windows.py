@@ -36,8 +36,10 @@ class Windows:
         self.plan = plan
         self.keys = KeyIndex([key.type for key in plan.keys])
         self.table = plan.table()
+        self._nothing = empty(plan.schema)
         self.count = 0  # groups, dead ones among them
         self.dead = 0
+        self._most = 0  # groups alive at a time, since keys were last forgotten
         self.alive: Bools = np.zeros(64, np.bool_)
         self.changed: Bools = np.zeros(64, np.bool_)  # since the last provisional result
         self.floors: Ids | None = None  # by key: its windows up to this watermark came out before a restore
@@ -80,7 +82,7 @@ class Windows:
             results += self.provisional(watermark_us)
             self.changed[:] = False
         self._tidy()
-        return concat(results, self.plan.schema) if results else empty(self.plan.schema)
+        return concat(results, self.plan.schema) if results else self._nothing
 
     def begin(self, count: int) -> None:
         """Room for `count` groups; the new ones are alive."""
@@ -90,6 +92,7 @@ class Windows:
             self.changed = grown(self.changed, count, 0)
         self.table.resize(count)
         self.count = count
+        self._most = max(self._most, count - self.dead)
 
     def feed(self, rows: Rows, times: Ids, groups: Ids) -> None:
         """Add rows to their groups."""
@@ -131,13 +134,14 @@ class Windows:
     def _tidy(self) -> None:
         """Give memory back when more is dead than alive."""
         live = self.count - self.dead
-        keys_due = len(self.keys) > 2 * live + 1024
+        keys_due = len(self.keys) > 2 * max(live, self._most) + 1024  # keys come back from window to window
         if self.dead <= live + 256 and not keys_due:
             return
         groups = self.living()
         keys = self.group_key(groups)
         if keys_due:
             kept = np.unique(keys)
+            self._most = live
             new = self.keys.keep(kept)
             keys = new[keys]
             if self.floors is not None:

@@ -79,14 +79,17 @@ class Catalog:
                     found = connection.scalar(sa.select(meta.c.value).where(meta.c.key == "schema_version"))
                 if found is not None and found > SCHEMA_VERSION:
                     raise FormatError(
-                        f"catalog {engine.url}: its tables have version {found}, this headrace knows up to {SCHEMA_VERSION}; "
-                        "upgrade headrace. Nothing was changed"
+                        f"catalog {engine.url}: its tables have version {found}, this headrace knows up to "
+                        f"{SCHEMA_VERSION}; upgrade headrace. Nothing was changed"
                     )
-                metadata.create_all(connection)
-                if found is None:
-                    connection.execute(meta.insert().values(key="schema_version", value=SCHEMA_VERSION))
-        except sa.exc.IntegrityError:
-            return  # another process made it at the same moment
+                if found != SCHEMA_VERSION:
+                    # Another process may be making it at this very moment: everything here may be done twice.
+                    for table in metadata.sorted_tables:
+                        connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
+                    version = _insert(engine.dialect.name)(meta).values(
+                        key="schema_version", value=SCHEMA_VERSION
+                    )
+                    connection.execute(version.on_conflict_do_nothing())
         except sa.exc.DBAPIError as error:
             raise RetryableError(f"opening the catalog {engine.url}: {error.orig}") from error
 

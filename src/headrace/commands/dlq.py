@@ -150,7 +150,11 @@ def replay(
         letters = list(_letters(log, **wanted))
         with _bar(len(letters), "sending") as bar:
             for letter in letters:
-                body = _corrected(letter, sets, edit)
+                try:
+                    body = _corrected(letter, sets, edit)
+                except HeadraceError as error:  # the others can be sent all the same
+                    click.echo(str(error), err=True)
+                    body = None
                 if body is None:
                     counts["unchanged"] += 1
                 else:
@@ -159,7 +163,7 @@ def replay(
                     _resolve(log, [letter], "replay", reason)
                 bar.update(1)
     _say(counts, as_json)
-    return 1 if counts["rejected"] else 0
+    return 1 if counts["rejected"] or counts["unchanged"] else 0
 
 
 @command.command("drop")
@@ -257,7 +261,7 @@ def _need_filter(everything: bool, wanted: dict[str, Any]) -> None:
 
 
 def _corrected(letter: Letter, sets: tuple[str, ...], edit: bool) -> bytes | None:
-    """The bytes to send; None when the editor was closed without saving."""
+    """The bytes to send; None when the editor was closed without saving. Raises HeadraceError where --set can't work."""
     raw: bytes = letter.row["raw"]
     if sets:
         raw = _with_values(letter, raw, sets)

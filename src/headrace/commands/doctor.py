@@ -69,7 +69,7 @@ def _look(config_file: Path | None, data_dir: str | None, url: str | None) -> It
         "sqlite", "fail" if old else "ok", sqlite3.sqlite_version, "3.35 or newer is needed" if old else ""
     )
     try:
-        config = find_config(config_file, data_dir)
+        config = find_config(config_file, data_dir, used=False)
     except ConfigError as error:
         yield Finding("config", "fail", str(error), "fix the file")
         return
@@ -79,7 +79,7 @@ def _look(config_file: Path | None, data_dir: str | None, url: str | None) -> It
     yield from _disk(config)
     running = _server(url or _address(config))
     yield running
-    yield _lock(config)
+    yield _lock(config, running.status != "warn")
     if running.status == "warn":
         yield _port(config)
 
@@ -143,7 +143,7 @@ def _server(url: str | None) -> Finding:
     return Finding("server", "ok" if status == "ok" else "warn", f"{client.url} is {status}", "; ".join(bad))
 
 
-def _lock(config: Config) -> Finding:
+def _lock(config: Config, running: bool) -> Finding:
     from headrace.log.lock import DataDirLock
 
     if not config.data_dir.is_dir():
@@ -152,7 +152,9 @@ def _lock(config: Config) -> Finding:
         with DataDirLock(config.data_dir):
             return Finding("data directory", "ok", f"{config.data_dir} is free")
     except DataDirInUseError as error:
-        return Finding("data directory", "ok", str(error))
+        if running:
+            return Finding("data directory", "ok", f"{config.data_dir} is used by the running headrace")
+        return Finding("data directory", "warn", str(error))
 
 
 def _port(config: Config) -> Finding:

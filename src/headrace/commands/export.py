@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _FORMATS = ("parquet", "csv", "ndjson", "arrow")
 _ROWS = 100_000
+_MOST = 50_000_000  # rows of a query
 
 
 @click.command()
@@ -56,10 +57,13 @@ def command(
             rows = _write(target, format_, topic.schema, _topic(log, topic))
     else:
         from headrace.commands.query import opened_store
-        from headrace.units import Duration
 
         with opened_store(config) as store:
-            table = store.query(what, max_rows=50_000_000, timeout=Duration.parse("1h"))
+            table, truncated = store.query(what, max_rows=_MOST, timeout=3600)
+        if truncated:
+            raise HeadraceError(
+                f"the answer has more than {_MOST} rows; narrow the query, or export the topic"
+            )
         rows = _write(target, format_, table.schema, iter(table.to_batches(_ROWS)))
     if target != "-":
         if as_json:

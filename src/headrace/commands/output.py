@@ -106,5 +106,6 @@ def _numeric(text: str) -> bool:
 
 
 def progress(length: int | None, label: str) -> Any:
-    """A progress bar on stderr, shown only to a person."""
-    return click.progressbar(length=length, label=label, file=sys.stderr, hidden=not sys.stderr.isatty())
+    """A progress bar on stderr, shown only to a person, and only when there is an end to be seen."""
+    hidden = length is None or not sys.stderr.isatty()
+    return click.progressbar(length=length or 0, label=label, file=sys.stderr, hidden=hidden)

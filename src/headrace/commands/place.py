@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,13 +51,18 @@ def note_run(config: Config, file: Path | None, sets: Sequence[str], demo: bool)
     (config.data_dir / _NOTE).write_text(json.dumps(note), "utf-8")
 
 
-def find_config(config_file: Path | None, data_dir: str | None) -> Config:
-    """The configuration that a command is about: the given one, else that of the last run, else the shipped one."""
-    from headrace.config import load_config
+def find_config(config_file: Path | None, data_dir: str | None, *, used: bool = True) -> Config:
+    """The configuration that a command is about: the given one, else that of the last run, else the shipped one.
+
+    With `used`, raises HeadraceError when nothing has ever run in the data directory.
+    """
+    from headrace.config import DATA_DIR, load_config
 
     if config_file is not None:
         return load_config(config_file, data_dir=data_dir)
-    directory = load_config(None, data_dir=data_dir).data_dir
+    directory = Path(data_dir or os.environ.get("HEADRACE_DATA_DIR") or DATA_DIR).expanduser().absolute()
+    if used and not directory.is_dir():
+        raise HeadraceError(_nothing(directory))
     try:
         note = json.loads((directory / _NOTE).read_text("utf-8"))
         file, sets, demo = note["config"], [str(s) for s in note["sets"]], bool(note["demo"])
@@ -80,14 +86,16 @@ def opened_log(config: Config) -> Iterator[Log]:
             "this configuration keeps its log in memory; only the running process can read it"
         )
     if not has_log(config):
-        raise HeadraceError(
-            f"there is no headrace data in {config.data_dir}; give --data-dir, or start `headrace run`"
-        )
+        raise HeadraceError(_nothing(config.data_dir))
     log = open_log(config.log, config.data_dir, clock=SystemClock())
     try:
         yield log
     finally:
         log.close()
+
+
+def _nothing(directory: Path) -> str:
+    return f"there is no headrace data in {directory}; give --data-dir, or start `headrace run`"
 
 
 def topic_named(log: Log, name: str) -> Any:

@@ -67,7 +67,9 @@ def command(
     from headrace.commands import output
 
     with opened_store(find_config(config_file, data_dir)) as store:
-        table = store.query(sql, max_rows=max_rows, timeout=limit)
+        table, truncated = store.query(sql, max_rows=max_rows, timeout=limit.seconds)
+    if truncated:
+        click.echo(f"only the first {max_rows} rows are shown; --max-rows gives more", err=True)
     if as_json:
         output.echo_json(output.plain_rows(table))
     elif as_csv:

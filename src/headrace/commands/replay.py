@@ -57,7 +57,7 @@ def command(
     start_us, end_us = at_us(start, "--from"), at_us(end, "--to")
     if start_us >= end_us:
         raise click.UsageError("--from must be before --to")
-    with opened_log(config) as log, progress(None, f"replaying {pipeline}") as bar:
+    with opened_log(config) as log, progress(1, f"replaying {pipeline}") as bar:
 
         def told(done: int, total: int) -> None:
             bar.length = total

@@ -43,9 +43,15 @@ class Verdict:
     errors: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, answer: dict[str, Any]) -> None:
+        # The server counts rows within one request; here they are counted over all of them.
+        before = self.accepted + self.rejected
+        found = [
+            {**e, "row": before + e["row"]} if isinstance(e.get("row"), int) else e
+            for e in answer.get("errors", ())
+        ]
         self.accepted += int(answer.get("accepted", 0))
         self.rejected += int(answer.get("rejected", 0))
-        self.errors += list(answer.get("errors", ()))[: 100 - len(self.errors)]
+        self.errors += found[: 100 - len(self.errors)]
 
 
 @click.command()

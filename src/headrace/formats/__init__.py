@@ -8,8 +8,13 @@ array), NDJSON, CSV with a header, Arrow streams; log lines by `parse_lines`.
 
 from __future__ import annotations
 
-from headrace.formats.body import Decoded, decode
+from headrace.formats.body import Decoded, decode, decode_columns
 from headrace.formats.compression import decompress
 from headrace.formats.faults import CODES, FormatFaultError, TooLargeError
+from headrace.formats.loglines import LogLines, parse_lines
+from headrace.formats.rows import Naming
 
-__all__ = ["CODES", "Decoded", "FormatFaultError", "TooLargeError", "decode", "decompress"]
+__all__ = [
+    "CODES", "Decoded", "FormatFaultError", "LogLines", "Naming", "TooLargeError",
+    "decode", "decode_columns", "decompress", "parse_lines",
+]  # fmt: skip

@@ -21,13 +21,20 @@ def decompress(body: bytes, encoding: str, *, max_bytes: int) -> bytes:
     Never holds more than about `max_bytes` plus 16 MiB. Raises TooLargeError beyond `max_bytes`, FormatFaultError for an
     unknown encoding (415) or a broken or cut off stream (400).
     """
-    names = [name for name in (part.strip().lower() for part in encoding.split(",")) if name not in ("", "identity")]
+    names = [
+        name
+        for name in (part.strip().lower() for part in encoding.split(","))
+        if name not in ("", "identity")
+    ]
     if len(names) > _MOST_ENCODINGS:
-        raise FormatFaultError(f"at most {_MOST_ENCODINGS} content encodings are accepted, not {len(names)}", status=415)
+        raise FormatFaultError(
+            f"at most {_MOST_ENCODINGS} content encodings are accepted, not {len(names)}", status=415
+        )
     for name in names:
         if name not in ("gzip", "x-gzip", "deflate", "zstd"):
             raise FormatFaultError(
-                f"there is no content encoding {name!r}; gzip, deflate, zstd and identity are accepted", status=415
+                f"there is no content encoding {name!r}; gzip, deflate, zstd and identity are accepted",
+                status=415,
             )
     for name in reversed(names):  # listed in the order in which they were applied
         if name == "zstd":

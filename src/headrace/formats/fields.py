@@ -93,7 +93,14 @@ class Fields:
     """
 
     def __init__(
-        self, root: Kind, *, policy: OnNewField, max_fields: int, max_field_bytes: int, max_depth: int, count: int
+        self,
+        root: Kind,
+        *,
+        policy: OnNewField,
+        max_fields: int,
+        max_field_bytes: int,
+        max_depth: int,
+        count: int,
     ) -> None:
         self.root = root
         self.policy = policy
@@ -122,7 +129,9 @@ class Fields:
 
     def grown(self, schema: pa.Schema) -> pa.Schema:
         """`schema` with the new fields, and without structs that have no field yet (files can't hold those)."""
-        fields = [f if f.name not in self.root.fields else self._grown(f, self.root.fields[f.name]) for f in schema]
+        fields = [
+            f if f.name not in self.root.fields else self._grown(f, self.root.fields[f.name]) for f in schema
+        ]
         fields += [pa.field(name, self._type(kind)) for name, kind in self.added.get(self.root, {}).items()]
         return pa.schema([f for f in fields if not _empty_struct(f.type)], metadata=schema.metadata)
 
@@ -153,7 +162,9 @@ class Fields:
             known = fields.get(name) or (self.known(kind, name) if self.added else None)
             if known is not None:
                 tag = known.tag
-                if tag == "number" and type(value) is float and known.low <= value <= known.high:  # by far the most common
+                if (
+                    tag == "number" and type(value) is float and known.low <= value <= known.high
+                ):  # by far the most common
                     out[name] = value
                 else:
                     out[name] = self.take(value, known, f"{path}.{name}" if path else name, depth)
@@ -166,7 +177,9 @@ class Fields:
                 raise Refused("missing_field", f"{f'{path}.{name}' if path else name} is missing")
         return out
 
-    def new(self, value: Any, parent: Kind, name: str, path: str, depth: int, *, scalars: bool = False) -> Any:
+    def new(
+        self, value: Any, parent: Kind, name: str, path: str, depth: int, *, scalars: bool = False
+    ) -> Any:
         """A value of a field that isn't known: it becomes known once the row is kept."""
         if self.policy == "discard":
             return None
@@ -175,12 +188,19 @@ class Fields:
         if self.policy == "freeze":
             raise Refused("new_field", f"{path} is not a field of this topic, and its on_new_field is freeze")
         if scalars and isinstance(value, (dict, list)):
-            kind, taken = TEXT, self._text(value, path, depth)
+            found: tuple[Kind | None, Any] = TEXT, self._text(value, path, depth)
         else:
-            kind, taken = self._infer(value, path, depth)
+            found = self._infer(value, path, depth)
+        kind, taken = found
         if kind is not None:
-            if self._count + sum(new.count() for _, _, new in self._pending) + kind.count() > self._max_fields:
-                raise Refused("too_many_fields", f"{path} would be more than the {self._max_fields} fields of this topic")
+            if (
+                self._count + sum(new.count() for _, _, new in self._pending) + kind.count()
+                > self._max_fields
+            ):
+                raise Refused(
+                    "too_many_fields",
+                    f"{path} would be more than the {self._max_fields} fields of this topic",
+                )
             self._pending.append((parent, name, kind))
         return taken
 
@@ -204,7 +224,9 @@ class Fields:
                 continue
             below = f"{path}.{name}"
             if not 0 < len(name) <= MAX_NAME:
-                raise Refused("bad_field_name", f"a field name has 1 to {MAX_NAME} characters, not {len(name)}")
+                raise Refused(
+                    "bad_field_name", f"a field name has 1 to {MAX_NAME} characters, not {len(name)}"
+                )
             inner, taken = self._infer(child, below, depth + 1)
             if inner is not None:
                 kind.fields[name] = inner
@@ -269,7 +291,10 @@ class Fields:
         if depth >= self._max_depth:
             raise Refused("too_deep", f"{path} is nested deeper than {self._max_depth}")
         if len(values) * 8 > self._max_field_bytes:
-            raise Refused("too_large", f"{path} has {len(values)} elements; a field has at most {self._max_field_bytes} bytes")
+            raise Refused(
+                "too_large",
+                f"{path} has {len(values)} elements; a field has at most {self._max_field_bytes} bytes",
+            )
         item = kind.item
         assert item is not None
         where = f"{path}[]"
@@ -284,7 +309,9 @@ class Fields:
         if len(value) * 4 > self._max_field_bytes:
             size = len(value.encode("utf-8", "surrogatepass"))
             if size > self._max_field_bytes:
-                raise Refused("too_large", f"{path} has {size} bytes; a field has at most {self._max_field_bytes}")
+                raise Refused(
+                    "too_large", f"{path} has {size} bytes; a field has at most {self._max_field_bytes}"
+                )
         return str(value)
 
 
@@ -298,5 +325,12 @@ def _empty_struct(type_: pa.DataType) -> bool:
 
 
 def _wrong(path: str, expected: str, value: Any) -> Refused:
-    got = {bool: "true or false", int: "a number", float: "a number", str: "a text", list: "an array", dict: "an object"}
+    got = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "a text",
+        list: "an array",
+        dict: "an object",
+    }
     return Refused("wrong_type", f"{path}: {expected} is expected, not {got.get(type(value), 'this')}")

@@ -57,15 +57,6 @@ class RowGatherer:
         self._places.append(place)
         return True
 
-    def value(self, value: object, raw: bytes, place: int) -> None:
-        """Take one row that is decoded already; `raw` are its bytes."""
-        try:
-            self._rows.append(self.reader.read(value))
-        except Refused as refused:
-            self.refuse(raw, refused, place)
-        else:
-            self._places.append(place)
-
     def refuse(self, raw: bytes, refused: Refused, place: int) -> None:
         self.rejects.append(reject(raw, refused, place))
 
@@ -92,7 +83,9 @@ class RowGatherer:
         return rows.take(pa.array(np.argsort(order, kind="stable")))
 
 
-def read_json(body: bytes, into: RowGatherer, *, policy: OnNewField, by_line: bool, fast: bool = True) -> None:
+def read_json(
+    body: bytes, into: RowGatherer, *, policy: OnNewField, by_line: bool, fast: bool = True
+) -> None:
     """Read a JSON body. `by_line`: the sender says that it is one object a line; otherwise any of the forms."""
     text = body.lstrip(_SPACE)
     if text[:1] == b"[" and (not by_line or _is_json(text)):
@@ -274,8 +267,8 @@ class _Piece:
             if self._into.row(raw, self._into.claim(1)):
                 plan = grown_plan(reader)
                 row = parse(raw)
-                form = form_of(plan, row, self._policy) if isinstance(row, dict) else None
-                shape = None if form is None else shape_of(plan, form, reader.limits.max_depth)
+                form = form_of(plan, row, self._policy, reader.naming) if isinstance(row, dict) else None
+                shape = None if form is None else shape_of(plan, form, reader.naming, reader.limits.max_depth)
                 if shape is not None:
                     return seen, shape
         return seen, None

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from headrace.formats import timestamps
 from headrace.formats.faults import Refused
-from headrace.formats.fields import MAX_NAME, Fields, Kind
+from headrace.formats.fields import Fields, Kind
 from headrace.model import Reject, Rows, Topic, open_struct
 
 SOURCE_KEYS = ("sourceId", "source_id", "sensor_id")
@@ -25,7 +25,9 @@ MAX_SOURCE_ID = 200
 
 _decode = msgspec.json.Decoder().decode
 _NOT_FINITE = re.compile(rb"(?<=[:,\[\s])[-+]?(?:NaN|Infinity|nan|inf)\b")
-_LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]")
+_LONE_SURROGATE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]"
+)
 _SOURCE = re.compile(rb'"(?:sourceId|source_id|sensor_id)"\s*:\s*(?:"((?:[^"\\]|\\.){1,400})"|(-?\d{1,40}))')
 
 
@@ -36,6 +38,18 @@ class Limits:
     max_field_bytes: int
     max_depth: int
     latest_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """Where the envelope's parts stand in a row: the keys of the source, first one wins, and of the time.
+
+    `default_source` is the source of rows that don't name one (empty: they are refused).
+    """
+
+    source_keys: tuple[str, ...] = SOURCE_KEYS
+    time_key: str = "timestamp"
+    default_source: str = ""
 
 
 @dataclass(eq=False, slots=True)
@@ -81,8 +95,9 @@ def make_plan(schema: pa.Schema) -> Plan:
 class RowReader:
     """Reads the rows of one body, in order: `read` for a value, `line` for JSON text. New fields add up in `fields`."""
 
-    def __init__(self, topic: Topic, plan: Plan, *, now_us: int, limits: Limits) -> None:
+    def __init__(self, topic: Topic, plan: Plan, *, now_us: int, limits: Limits, naming: Naming) -> None:
         self.plan = plan
+        self.naming = naming
         self.now_us = now_us
         self.limits = limits
         self.at = topic.at
@@ -94,8 +109,11 @@ class RowReader:
             max_depth=limits.max_depth,
             count=plan.count,
         )
-        self._schema = plan.schema if "payload" in plan.schema.names or not plan.envelope else plan.schema.append(open_struct())
-        self._read: Callable[[dict[str, Any]], dict[str, Any]] = self._event if plan.envelope else self._declared
+        stored = not plan.envelope or "payload" in plan.schema.names
+        self._schema = plan.schema if stored else plan.schema.append(open_struct())
+        self._read: Callable[[dict[str, Any]], dict[str, Any]] = (
+            self._event if plan.envelope else self._declared
+        )
 
     def schema(self) -> pa.Schema:
         """The topic's columns grown by the rows read so far."""
@@ -135,9 +153,10 @@ class RowReader:
         return out
 
     def _event(self, row: dict[str, Any]) -> dict[str, Any]:
-        source_id = _source_id(_first(row, SOURCE_KEYS))
+        naming = self.naming
+        source_id = _source_id(_first(row, naming.source_keys) or naming.default_source)
         event_type = _first(row, TYPE_KEYS)
-        stamp = row.pop("timestamp", None)
+        stamp = row.pop(naming.time_key, None)
         row.pop("received_at", None)  # said by the receiver, never by the sender
         out: dict[str, Any] = {
             "source_id": source_id,
@@ -157,7 +176,7 @@ class RowReader:
         for name, value in row.items():
             if value is None:
                 continue
-            if name in ENVELOPE or name in SOURCE_KEYS:  # a second name for what was taken from the first
+            if name in ENVELOPE:  # a second name for what was taken from the first
                 payload.setdefault(name, value)
                 continue
             kind = self.fields.known(self.plan.root, name)
@@ -181,6 +200,8 @@ def _first(row: dict[str, Any], keys: Sequence[str]) -> Any:
         if value is not None:
             del row[key]
             return value
+    for key in keys:
+        row.pop(key, None)
     return None
 
 
@@ -194,7 +215,9 @@ def _source_id(value: object) -> str:
     if type(value) is not str:
         raise Refused("wrong_type", "sourceId: a text is expected")
     if len(value) > MAX_SOURCE_ID:
-        raise Refused("too_large", f"sourceId has {len(value)} characters; at most {MAX_SOURCE_ID} are accepted")
+        raise Refused(
+            "too_large", f"sourceId has {len(value)} characters; at most {MAX_SOURCE_ID} are accepted"
+        )
     return value
 
 
@@ -215,6 +238,7 @@ def parse(raw: bytes) -> object:
 
 def _malformed(raw: bytes, error: ValueError) -> Refused:
     text = str(error)
+    text = text.removeprefix("JSON is malformed: ")
     if "out of range" in text:
         return Refused("out_of_range", "a number is larger than a double can hold")
     try:
@@ -231,7 +255,7 @@ def _malformed(raw: bytes, error: ValueError) -> Refused:
             except (ValueError, RecursionError):
                 continue
             return refused
-    return Refused("malformed_json", text[:1].lower() + text[1:])
+    return Refused("malformed_json", f"not JSON: {text[:1].lower()}{text[1:]}")
 
 
 def source_of(raw: bytes) -> str | None:
@@ -251,6 +275,3 @@ def source_of(raw: bytes) -> str | None:
 def reject(raw: bytes, refused: Refused, row: int, source_id: str | None = None) -> Reject:
     """The verdict on a row, with its bytes."""
     return Reject(bytes(raw), refused.code, refused.reason, source_id or source_of(raw), row)
-
-
-__all__ = ["ENVELOPE", "MAX_NAME", "SOURCE_KEYS", "TYPE_KEYS", "Limits", "Plan", "RowReader", "make_plan", "parse", "plan_of", "reject", "source_of"]

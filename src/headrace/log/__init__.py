@@ -37,9 +37,7 @@ class Transaction(Protocol):
     def spans(self) -> Sequence[Span]: ...
 
     def __enter__(self) -> Self: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None: ...
 
 
 class Log(Protocol):
@@ -56,9 +54,7 @@ class Log(Protocol):
         """All topics as they now are, schemas as grown so far."""
         ...
 
-    def append(
-        self, topic: str, partition: int, rows: Rows, *, writer: str = "", cursor: Cursor = None
-    ) -> Span:
+    def append(self, topic: str, partition: int, rows: Rows, *, writer: str = "", cursor: Cursor = None) -> Span:
         """Add rows; durable on return, together with the cursor of `writer` if one is given.
 
         New fields follow the topic's `on_new_field`. Raises PlanError (unknown topic or partition, a field that does
@@ -128,9 +124,7 @@ class Log(Protocol):
     def close(self) -> None: ...
 
 
-def open_log(
-    url: str, data_dir: Path, *, clock: Any, observe: Callable[[str, float], None] = lambda name, value: None
-) -> Log:
+def open_log(url: str, data_dir: Path, *, clock: Any, observe: Callable[[str, float], None] = lambda name, value: None) -> Log:
     """`sqlite` (a file in the data directory) or `memory`. `observe` gets durations in seconds by metric name."""
     if url in ("sqlite", "sqlite://"):
         from headrace.log.sqlite import SqliteLog

@@ -101,7 +101,7 @@ class Committer:
         """Check and encode in the thread that appends. What is wrong is found again, and told, in the commit."""
         for append in draft.appends:
             stored = self._topics.seen().get(append.topic)
-            if stored is not None and is_large(append.rows):
+            if stored is not None and is_large(append.rows.num_rows, append.rows.nbytes):
                 with suppress(HeadraceError, pa.ArrowException):
                     self._fit(append, stored)
 

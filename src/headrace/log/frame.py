@@ -37,6 +37,7 @@ class Frame:
     """Rows on their way into the log; not encoded as long as they are small enough to be put together with others."""
 
     rows: Rows
+    size: int  # of the rows in memory; asking Arrow for it takes long enough to ask once
     data: memoryview | None = None
     crc: int = 0
 
@@ -47,20 +48,26 @@ class Frame:
         return self.data
 
 
-def is_large(rows: Rows) -> bool:
+def is_large(count: int, size: int) -> bool:
     """Whether rows are worth a frame of their own, encoded by the thread that appends, side by side with others."""
-    return bool(rows.num_rows >= COMPRESS_ROWS or rows.nbytes >= _ENCODE_BYTES)
+    return count >= COMPRESS_ROWS or size >= _ENCODE_BYTES
 
 
 def frames(rows: Rows) -> Iterator[Frame]:
     """Rows as frames, large ones encoded. Raises PlanError for a row that no frame can hold."""
-    for piece in _cut(rows):
-        frame = Frame(piece)
-        if is_large(piece) and frame.encode().nbytes > _TOO_LARGE:
+    size, count = rows.nbytes, rows.num_rows
+    step = MAX_ROWS if size <= MAX_BYTES else min(MAX_ROWS, max(1, count * MAX_BYTES // size))
+    for start in range(0, count, step):
+        frame = Frame(rows, size) if count <= step else _piece(rows.slice(start, step))
+        if is_large(frame.rows.num_rows, frame.size) and frame.encode().nbytes > _TOO_LARGE:
             raise PlanError(
                 f"a row of {frame.encode().nbytes} bytes is more than the {_TOO_LARGE} that fit into the log"
             )
         yield frame
+
+
+def _piece(rows: Rows) -> Frame:
+    return Frame(rows, rows.nbytes)
 
 
 def decode(data: bytes, crc: int, *, topic: str, partition: int, span: Span) -> Rows:
@@ -77,19 +84,6 @@ def decode(data: bytes, crc: int, *, topic: str, partition: int, span: Span) -> 
     if rows.num_rows != len(span):
         raise CorruptLogError(f"{where}: {rows.num_rows} rows are stored instead of {len(span)}")
     return rows
-
-
-def _cut(rows: Rows) -> Iterator[Rows]:
-    """Rows in pieces that fit a frame."""
-    step = MAX_ROWS
-    if rows.nbytes > MAX_BYTES:
-        step = min(step, max(1, rows.num_rows * MAX_BYTES // rows.nbytes))
-    if rows.num_rows <= step:
-        if rows.num_rows:
-            yield rows
-        return
-    for start in range(0, rows.num_rows, step):
-        yield rows.slice(start, step)
 
 
 def bounded(batches: Iterable[tuple[int, int, int]], start: int, max_rows: int, max_bytes: int) -> int:

@@ -56,7 +56,7 @@ class Plan:
         self._last: dict[tuple[str, int], int] = {}
         self.ends: dict[Key, int] = {}
         self.spans: list[tuple[Draft, list[Span]]] = []
-        self.placed: list[tuple[Key, int, Rows]] = []
+        self.placed: list[tuple[Key, int, Frame]] = []
         self.bytes = 0
 
     def add(self, draft: Draft, fit: Callable[[Append, Stored], Fitted]) -> None:
@@ -158,7 +158,7 @@ class Plan:
                     written.lastrowid,
                 ),
             )
-            self.placed.append((key, base, frame.rows))
+            self.placed.append((key, base, frame))
             self.bytes += data.nbytes
             base += count
 
@@ -172,21 +172,22 @@ def _merge(frames: list[Frame], stored: Stored) -> list[Frame]:
     count = size = 0
 
     def end_run() -> None:
+        nonlocal count, size
         if run:
             same = all(rows.schema.equals(run[0].schema) for rows in run[1:])
-            merged.append(Frame(concat(run, run[0].schema if same else stored.topic.schema)))
+            merged.append(Frame(concat(run, run[0].schema if same else stored.topic.schema), size))
             run.clear()
+        count = size = 0
 
     for frame in frames:
         rows = frame.rows
-        if frame.data is not None or count + rows.num_rows > _MERGE_ROWS or size + rows.nbytes > _MERGE_BYTES:
+        if frame.data is not None or count + rows.num_rows > _MERGE_ROWS or size + frame.size > _MERGE_BYTES:
             end_run()
-            count = size = 0
         if frame.data is not None:
             merged.append(frame)
         else:
             run.append(rows)
-            count, size = count + rows.num_rows, size + rows.nbytes
+            count, size = count + rows.num_rows, size + frame.size
     end_run()
     return merged
 

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 
+from headrace.log.frame import Frame
 from headrace.model import Rows, Span
 
 Key = tuple[int, int]
@@ -25,15 +26,14 @@ class Tail:
         self._rows: dict[Key, list[Rows]] = {}
         self._bytes = 0
 
-    def add(self, placed: Sequence[tuple[Key, int, Rows]]) -> None:
+    def add(self, placed: Sequence[tuple[Key, int, Frame]]) -> None:
         """Batches just committed, each with its first offset."""
         with self._mutex:
-            for key, base, rows in placed:
-                size = rows.nbytes
+            for key, base, frame in placed:
                 self._bases.setdefault(key, []).append(base)
-                self._rows.setdefault(key, []).append(rows)
-                self._order.append((key, base, size))
-                self._bytes += size
+                self._rows.setdefault(key, []).append(frame.rows)
+                self._order.append((key, base, frame.size))
+                self._bytes += frame.size
             while self._bytes > self._max_bytes:
                 key, base, size = self._order.popleft()
                 self._bytes -= size

@@ -13,6 +13,7 @@ from typing import Any
 from headrace.errors import OverloadedError
 from headrace.formats.faults import FormatFaultError
 from headrace.model import Reject
+from headrace.serve.gather import Gather, is_one_row
 from headrace.serve.json_text import encode_json
 from headrace.serve.problems import (
     Headers,
@@ -30,7 +31,7 @@ from headrace.serve.workers import Workers
 DEFAULT_TOPIC = "events"
 MAX_LISTED = 100
 """Rejected rows named in an answer; all of them are in the dead letters."""
-THREADS = 16
+THREADS = 8
 WAITING = 4_000
 """Bodies that may wait for a thread; their bytes are bounded by `server.max_in_flight` besides."""
 PATIENCE = 15.0
@@ -53,6 +54,7 @@ class IngestRoute:
         self._max_body = server.max_body.bytes
         self._max_in_flight = max(server.max_in_flight.bytes, self._max_body)
         self._workers = Workers("ingest", THREADS, WAITING)
+        self._gather = Gather(runtime, self._workers)
         self.in_flight = 0
 
     def close(self) -> None:
@@ -94,20 +96,25 @@ class IngestRoute:
         if not body.size:
             raise ProblemError("empty_body", "the body is empty; send a JSON object, for instance")
         try:
-            receipt = await self._workers.run(
-                self._runtime.push,
-                topic,
-                body.take(),
-                media_type=headers.media_type,
-                encoding=headers.encoding,
-                idempotency_key=headers.key,
-                client=(scope.get("client") or ("",))[0],
-            )
+            receipt = await self._push(topic, body.take(), headers, (scope.get("client") or ("",))[0])
         except LookupError as error:
             raise ProblemError("unknown_topic", str(error.args[0] if error.args else error)) from error
         except FormatFaultError as error:
             raise _fault(error) from error
         return _verdict(receipt, scope)
+
+    async def _push(self, topic: str, body: bytes, headers: _Headers, client: str) -> Receipt:
+        if not headers.encoding and headers.key is None and is_one_row(body, headers.media_type):
+            return await self._gather.push(topic, body, client)
+        return await self._workers.run(
+            self._runtime.push,
+            topic,
+            body,
+            media_type=headers.media_type,
+            encoding=headers.encoding,
+            idempotency_key=headers.key,
+            client=client,
+        )
 
 
 class _GoneError(Exception):
@@ -172,7 +179,7 @@ class _Headers:
             if name == b"content-length":
                 self.length = int(value)  # the HTTP parser lets only digits through
             elif name == b"content-type":
-                self.media_type = _media_type(value.decode("latin-1"))
+                self.media_type = value.decode("latin-1")
             elif name == b"content-encoding":
                 self.encoding = value.decode("latin-1").strip().lower()
             elif name == b"idempotency-key":
@@ -181,27 +188,13 @@ class _Headers:
             raise ProblemError("bad_request", "Idempotency-Key needs 1 to 255 characters")
 
 
-def _media_type(text: str) -> str:
-    """The type without its parameters. Raises ProblemError for a charset other than UTF-8."""
-    media_type, _, parameters = text.partition(";")
-    if parameters:
-        for parameter in parameters.split(";"):
-            name, _, value = parameter.partition("=")
-            charset = value.strip().strip("\"'").lower()
-            if name.strip().lower() == "charset" and charset not in ("utf-8", "utf8", "us-ascii", "ascii"):
-                raise ProblemError(
-                    "unsupported_media_type", f"charset {charset[:40]!r} isn't read; send UTF-8"
-                )
-    return media_type.strip().lower()
-
-
 def _verdict(receipt: Receipt, scope: Scope) -> tuple[dict[str, Any], bytes]:
     """200 when all rows were accepted, 207 when some were, 422 when none."""
     content: dict[str, Any] = {"accepted": receipt.accepted, "rejected": receipt.rejected}
     if receipt.duplicate:
         content["duplicate"] = True
     if not receipt.rejected:
-        return _start(200), encode_json(content)
+        return _answer(200, content)
     content["total"] = receipt.total
     errors = [_listed(reject) for reject in receipt.rejects[:MAX_LISTED]]
     if not receipt.accepted:
@@ -209,15 +202,17 @@ def _verdict(receipt: Receipt, scope: Scope) -> tuple[dict[str, Any], bytes]:
             "all_rejected", f"none of {receipt.total} rows was accepted", errors=errors, members=content
         )
     content["errors"] = errors
-    return _start(207), encode_json(content)
+    return _answer(207, content)
 
 
 def _listed(reject: Reject) -> dict[str, Any]:
     return {"row": reject.row, "code": reject.code, "reason": reject.reason[:500]}
 
 
-def _start(status: int) -> dict[str, Any]:
-    return {"type": "http.response.start", "status": status, "headers": _JSON}
+def _answer(status: int, content: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    body = encode_json(content)
+    headers = [*_JSON, (b"content-length", b"%d" % len(body))]
+    return {"type": "http.response.start", "status": status, "headers": headers}, body
 
 
 def _too_large(found: str, limit: int) -> ProblemError:

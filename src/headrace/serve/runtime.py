@@ -18,7 +18,8 @@ from headrace.units import Duration
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What became of one pushed body. `accepted + rejected == total`; all of it is durable already.
+    """What became of one pushed body. `accepted + rejected == total`; all of it is durable already. `rejects` holds
+    every rejected row, with its index in the body.
 
     `duplicate` says that the idempotency key was seen before: the counts are those of the first time, and nothing
     was stored again.

@@ -127,6 +127,7 @@ class _Http(HttpToolsProtocol):
 
     _head = 0
     _timer: asyncio.TimerHandle | None = None
+    _answering: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
@@ -134,6 +135,10 @@ class _Http(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
+        # uvicorn tells only the last request parsed; with pipelining, the one being answered is another.
+        self.pipeline.clear()
+        if self._answering is not None:
+            self._answering.disconnected = True
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -153,6 +158,10 @@ class _Http(HttpToolsProtocol):
         self._head = 0
         self._unwatch()
         super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _count(self, more: int) -> None:
         self._head += more

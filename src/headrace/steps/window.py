@@ -51,7 +51,7 @@ class Window(Step, frozen=True, kw_only=True):
     gap: Annotated[Duration | None, option("sessions: the silence after which a key's window ends")] = None
     by: Annotated[
         str | list[str], option("key columns; dotted paths such as `payload.room` go into structs")
-    ] = []
+    ] = msgspec.field(default_factory=list)
     at: Annotated[str, option("event-time column", min_length=1)] = "timestamp"
     allowed_lateness: Annotated[Duration, option("how much longer than the watermark a window waits")] = (
         Duration(0)
@@ -185,7 +185,7 @@ class Window(Step, frozen=True, kw_only=True):
 def _result(schema: pa.Schema, name: str, function: str, column: str) -> Result:
     if column == "*":
         return Result(name, "count", None, pa.int64())
-    where = f"{name} ({function})"
+    where = name if name == function else f"{name} ({function})"
     function = {"avg": "mean", "median": "p50"}.get(function, function)
     if function in ("first", "last"):
         found: Pick = pick(schema, column, step="window", option=where)
