@@ -10,8 +10,9 @@ from collections import defaultdict, deque
 
 from headrace.errors import OverloadedError
 from headrace.formats.faults import FormatFaultError
+from headrace.ingest import Receipt
 from headrace.model import Reject
-from headrace.serve.runtime import Receipt, Runtime
+from headrace.serve.runtime import Runtime
 from headrace.serve.workers import Workers
 
 LARGEST = 16 * 2**10
@@ -128,15 +129,15 @@ class Gather:
 
 def _apart(receipt: Receipt, count: int) -> list[Receipt]:
     """The verdict on each row of a body of `count` rows."""
-    if receipt.total != count or len(receipt.rejects) != receipt.rejected:
+    if receipt.accepted + receipt.rejected != count or len(receipt.rejects) != receipt.rejected:
         raise AssertionError(
             f"{count} rows were pushed, and {receipt.accepted} + {receipt.rejected} came back"
         )
     verdicts = [_ACCEPTED] * count
     for reject in receipt.rejects:
         alone = Reject(reject.raw, reject.code, reject.reason, reject.source_id)
-        verdicts[reject.row] = Receipt(0, 1, (alone,))
+        verdicts[reject.row] = Receipt(0, 1, 1, (alone,))
     return verdicts
 
 
-_ACCEPTED = Receipt(1)
+_ACCEPTED = Receipt(1, 0, 1)
