@@ -21,6 +21,11 @@ def to_json_rows(rows: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
     return _plain(rows).to_pylist()  # type: ignore[no-any-return]
 
 
+def to_json_columns(rows: pa.Table | pa.RecordBatch) -> dict[str, list[Any]]:
+    """Each column as a list of plain JSON values: less to send than rows."""
+    return _plain(rows).to_pydict()  # type: ignore[no-any-return]
+
+
 def json_lines(rows: pa.Table | pa.RecordBatch) -> bytes:
     """Rows as NDJSON, with a line end after each."""
     return _encoder.encode_lines(_plain(rows).to_pylist())

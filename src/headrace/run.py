@@ -356,11 +356,11 @@ def main(
 ) -> int:
     """Run until SIGINT or SIGTERM; SIGHUP or a changed file loads the configuration anew. Gives the exit code."""
     from headrace.serve.app import create_app
-    from headrace.serve.server import listen, serve
+    from headrace.serve.server import Server
 
     configure_logging(json=not sys.stderr.isatty())
     sys.setswitchinterval(0.001)  # epochs and requests share the interpreter; long slices show as latency
-    stop, changed, stop_serving = threading.Event(), threading.Event(), threading.Event()
+    stop, changed = threading.Event(), threading.Event()
 
     def end(*_: object) -> None:
         stop.set()
@@ -370,25 +370,16 @@ def main(
         signal.signal(number, end)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda *_: changed.set())
-    sockets = listen(config.server.host, config.server.port)
-    try:
-        runtime = Runtime(config)
-    except BaseException:
-        for socket in sockets:
-            socket.close()
-        raise
-    server = threading.Thread(
-        target=serve, args=(create_app(runtime), sockets, stop_serving), name="serve", daemon=True
-    )
+    runtime = Runtime(config)
+    server = Server(create_app(runtime), config.server.host, config.server.port)
     try:
         server.start()
         runtime.start_all()
-        announce(f"http://{_shown(config.server.host)}:{sockets[0].getsockname()[1]}/")
+        announce(f"http://{_shown(config.server.host)}:{server.port}/")
         _watch(runtime, reload, stop, changed)
         logger.info("stopping; what was accepted is in the log")
     finally:
-        stop_serving.set()
-        server.join(10)
+        server.stop()
         runtime.close()
     return 0
 

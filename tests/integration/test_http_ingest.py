@@ -14,24 +14,32 @@ import httpx2
 import pyarrow as pa
 import pytest
 import zstandard
-from small_runtime import Running, SmallRuntime, options, running
 
 from headrace.errors import RetryableError, StorageFullError
 from headrace.units import Size
+from tests.integration.small_runtime import Running, SmallRuntime, options, running
 
 EVENT = b'{"source_id": "a", "timestamp": "2026-01-31T12:00:00Z", "payload": {"t": 1.5}}'
 NDJSON = EVENT + b"\n" + EVENT.replace(b'"a"', b'"b"') + b"\n"
 JSON = "application/json"
 
 
-@pytest.fixture
-def server() -> Iterator[Running]:
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Running]:
     config = options(max_body=Size(2**20), max_decompressed=Size(4 * 2**20), max_in_flight=Size(3 * 2**20))
     with running(SmallRuntime(config=config)) as found:
         yield found
 
 
-def post(server: Running, body: bytes, kind: str = JSON, path: str = "/ingest", **headers: str) -> httpx2.Response:
+@pytest.fixture
+def server(shared: Running) -> Running:
+    shared.runtime.reset()
+    return shared
+
+
+def post(
+    server: Running, body: bytes, kind: str = JSON, path: str = "/ingest", **headers: str
+) -> httpx2.Response:
     named = {"content-type": kind, **{name.replace("_", "-"): value for name, value in headers.items()}}
     return httpx2.post(server.url + path, content=body, headers=named, timeout=30)
 
@@ -41,9 +49,19 @@ def stored(server: Running, topic: str = "events") -> int:
 
 
 def arrow(rows: int) -> bytes:
-    schema = pa.schema([("source_id", pa.string()), ("timestamp", pa.timestamp("us", "UTC")), ("payload", pa.struct([("t", pa.float64())]))])
+    schema = pa.schema(
+        [
+            ("source_id", pa.string()),
+            ("timestamp", pa.timestamp("us", "UTC")),
+            ("payload", pa.struct([("t", pa.float64())])),
+        ]
+    )
     batch = pa.RecordBatch.from_arrays(
-        [pa.array(["a"] * rows), pa.array([1_700_000_000_000_000] * rows, schema.field(1).type), pa.array([{"t": 1.0}] * rows, schema.field(2).type)],
+        [
+            pa.array(["a"] * rows),
+            pa.array([1_700_000_000_000_000] * rows, schema.field(1).type),
+            pa.array([{"t": 1.0}] * rows, schema.field(2).type),
+        ],
         schema=schema,
     )
     buffer = io.BytesIO()
@@ -69,7 +87,9 @@ def arrow(rows: int) -> bytes:
         (zstandard.compress(NDJSON), "application/x-ndjson", "zstd", 2),
     ],
 )
-def test_every_accepted_form_is_stored(server: Running, body: bytes, kind: str, encoding: str, rows: int) -> None:
+def test_every_accepted_form_is_stored(
+    server: Running, body: bytes, kind: str, encoding: str, rows: int
+) -> None:
     answer = post(server, body, kind, **({"content_encoding": encoding} if encoding else {}))
     assert answer.status_code == 200, answer.text
     assert answer.json() == {"accepted": rows, "rejected": 0}
@@ -78,7 +98,9 @@ def test_every_accepted_form_is_stored(server: Running, body: bytes, kind: str, 
 
 def test_a_body_in_chunks_without_a_length_is_stored(server: Running) -> None:
     parts = [NDJSON[:50], NDJSON[50:90], NDJSON[90:]]
-    answer = httpx2.post(server.url + "/ingest", content=iter(parts), headers={"content-type": "application/x-ndjson"})
+    answer = httpx2.post(
+        server.url + "/ingest", content=iter(parts), headers={"content-type": "application/x-ndjson"}
+    )
     assert answer.json() == {"accepted": 2, "rejected": 0}
 
 
@@ -92,11 +114,22 @@ def test_a_body_in_chunks_without_a_length_is_stored(server: Running) -> None:
         (b"\xff\xfe" + EVENT, "application/vnd.apache.arrow.stream", 400, "malformed_body"),
     ],
 )
-def test_a_body_of_no_use_is_one_clear_problem(server: Running, body: bytes, kind: str, status: int, code: str) -> None:
+def test_a_body_of_no_use_is_one_clear_problem(
+    server: Running, body: bytes, kind: str, status: int, code: str
+) -> None:
     answer = post(server, body, kind)
     assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
     assert answer.headers["content-type"] == "application/problem+json"
-    assert set(answer.json()) >= {"type", "title", "status", "detail", "instance", "code", "errors", "request_id"}
+    assert set(answer.json()) >= {
+        "type",
+        "title",
+        "status",
+        "detail",
+        "instance",
+        "code",
+        "errors",
+        "request_id",
+    }
     assert stored(server) == stored(server, "dead_letters") == 0
 
 
@@ -125,7 +158,7 @@ def test_a_bad_row_between_good_ones_is_rejected_alone(server: Running, bad: byt
     assert found["errors"][0]["code"]
     assert found["errors"][0]["reason"]
     assert stored(server) == 2
-    raw = server.runtime.store.table("dead_letters")["raw"].to_pylist()
+    raw = server.runtime.table("dead_letters")["raw"].to_pylist()
     assert len(raw) == 1
     assert raw[0].strip() == bad.strip()
 
@@ -172,11 +205,15 @@ def test_a_key_seen_before_stores_nothing_twice(server: Running) -> None:
     assert first.json() == {"accepted": 2, "rejected": 0}
     assert again.json() == {"accepted": 2, "rejected": 0, "duplicate": True}
     assert stored(server) == 2
+    other = post(server, EVENT, idempotency_key="one")
+    assert (other.status_code, other.json()["code"]) == (422, "key_reused")
     assert post(server, EVENT, idempotency_key="x" * 300).status_code == 400
 
 
 def test_a_declared_length_over_the_limit_is_refused_without_reading(server: Running) -> None:
-    status, headers, problem = server.raw(b"POST /ingest HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n{")
+    status, headers, problem = server.raw(
+        b"POST /ingest HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n{"
+    )
     assert (status, problem["code"], headers["connection"]) == (413, "body_too_large", "close")
 
 
@@ -202,16 +239,23 @@ def test_a_broken_or_unknown_encoding_is_refused(server: Running) -> None:
     assert post(server, EVENT, content_encoding="snappy").status_code == 415
 
 
-def test_a_field_of_megabytes_is_rejected_and_its_neighbour_stored(server: Running) -> None:
-    server.runtime.config = options(max_body=Size(32 * 2**20))
-    with running(SmallRuntime(config=server.runtime.config)) as wide:
+def test_a_field_of_megabytes_is_rejected_and_its_neighbour_stored() -> None:
+    with running(SmallRuntime(config=options(max_body=Size(32 * 2**20)))) as wide:
         big = b'{"source_id": "a", "payload": {"s": "' + b"x" * (10 * 2**20) + b'"}}'
         answer = post(wide, EVENT + b"\n" + big, "application/x-ndjson")
         assert answer.status_code == 207, answer.text
         assert answer.json()["errors"][0]["row"] == 1
 
 
-@pytest.mark.parametrize("head", [b"Content-Length: -1", b"Content-Length: 5\r\nContent-Length: 6", b"Content-Length: x", b"Content-Length: 5\r\nTransfer-Encoding: chunked"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: -1",
+        b"Content-Length: 5\r\nContent-Length: 6",
+        b"Content-Length: x",
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked",
+    ],
+)
 def test_contradictory_lengths_are_refused(server: Running, head: bytes) -> None:
     with server.connect() as sock:
         sock.sendall(b"POST /ingest HTTP/1.1\r\nHost: localhost\r\n" + head + b"\r\n\r\nhello")
@@ -229,7 +273,9 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(server: Runnin
 
 def test_a_body_that_comes_too_slowly_is_given_up(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headrace.serve.ingest_route.PATIENCE", 0.3)
-    status, _, problem = server.raw(b"POST /ingest HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
+    status, _, problem = server.raw(
+        b"POST /ingest HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{"
+    )
     assert (status, problem["code"]) == (408, "slow_body")
 
 
@@ -261,7 +307,9 @@ def test_bytes_in_flight_are_bounded(server: Running) -> None:
         (RuntimeError("secret inside"), 500, "internal"),
     ],
 )
-def test_a_fault_below_is_answered_and_recovers_by_itself(server: Running, fault: Exception, status: int, code: str) -> None:
+def test_a_fault_below_is_answered_and_recovers_by_itself(
+    server: Running, fault: Exception, status: int, code: str
+) -> None:
     server.runtime.fault = fault
     answer = post(server, EVENT)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
@@ -276,7 +324,11 @@ def test_many_senders_of_single_events_each_get_their_own_verdict(server: Runnin
     def send(number: int) -> tuple[int, int]:
         with httpx2.Client(base_url=server.url) as client:
             codes = [
-                client.post("/ingest", content=b"{broken}" if (number + i) % 5 == 0 else EVENT, headers={"content-type": JSON}).status_code
+                client.post(
+                    "/ingest",
+                    content=b"{broken}" if (number + i) % 5 == 0 else EVENT,
+                    headers={"content-type": JSON},
+                ).status_code
                 for i in range(40)
             ]
         wrong = sum((number + i) % 5 == 0 for i in range(40))

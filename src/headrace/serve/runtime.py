@@ -8,11 +8,9 @@ from prometheus_client import CollectorRegistry
 
 from headrace.clock import Clock
 from headrace.config import Config
-from headrace.log import Log
 from headrace.model import Receipt
+from headrace.log import Log
 from headrace.store import Store
-
-__all__ = ["Receipt", "Runtime"]
 
 
 class Runtime(Protocol):
@@ -39,15 +37,15 @@ class Runtime(Protocol):
         idempotency_key: str | None,
         client: str,
     ) -> Receipt:
-        """Decode, append durably, put rejects into the dead letters.
+        """Decode, append durably, put rejects into the dead letters; `Receipt.rejects` holds them all, by row.
 
-        Raises LookupError for an unknown topic (its text may suggest one), FormatFaultError for a body of which
-        nothing can be used, StorageFullError, or another RetryableError.
+        Raises LookupError for an unknown topic, FormatFaultError for a body of which nothing can be used,
+        IdempotencyError, StorageFullError, or another RetryableError.
         """
         ...
 
     def status(self) -> dict[str, Any]:
-        """Counts and states: `started_at`, `version`, `sources`, `pipelines`, `sinks`, `topics`, `log`, `rates`,
+        """Counts and states: `started_at`, `sources`, `pipelines`, `sinks`, `topics`, `log`, `rates`,
         `latency_ms`. Cheap: it is asked several times a second while somebody watches."""
         ...
 
@@ -56,7 +54,7 @@ class Runtime(Protocol):
         ...
 
     def start(self, source: str, interval: str | None) -> None:
-        """Start a source, with another interval if one is given. LookupError for an unknown one, ValueError for an
+        """Start a source, with another interval if one is given. LookupError for an unknown one, ConfigError for an
         interval that is none or that the source hasn't."""
         ...
 
