@@ -10,8 +10,7 @@ from collections import defaultdict, deque
 
 from headrace.errors import OverloadedError
 from headrace.formats.faults import FormatFaultError
-from headrace.model import Receipt
-from headrace.model import Reject
+from headrace.model import Receipt, Reject
 from headrace.serve.runtime import Runtime
 from headrace.serve.workers import Workers
 

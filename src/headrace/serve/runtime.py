@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry
 
 from headrace.clock import Clock
 from headrace.config import Config
-from headrace.model import Receipt
 from headrace.log import Log
+from headrace.model import Receipt
 from headrace.store import Store
 
 
