@@ -12,8 +12,8 @@ from typing import Any
 
 from headrace.errors import OverloadedError
 from headrace.formats.faults import FormatFaultError
-from headrace.ingest import IdempotencyError, Receipt
-from headrace.model import Reject
+from headrace.ingest import IdempotencyError
+from headrace.model import Receipt, Reject
 from headrace.serve.gather import Gather, is_one_row
 from headrace.serve.json_text import encode_json
 from headrace.serve.problems import (
