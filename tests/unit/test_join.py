@@ -214,8 +214,8 @@ def test_what_can_no_longer_match_is_forgotten() -> None:
                 number * 10 * S,
             )
         assert operator.snapshot().num_rows <= 200
-        assert len(operator._keys) < 3000  # type: ignore[attr-defined]
-        assert len(operator._theirs) < 2000  # type: ignore[attr-defined]
+        assert len(operator._matcher.keys) < 3000  # type: ignore[attr-defined]
+        assert len(operator._matcher._theirs) < 2000  # type: ignore[attr-defined]
 
 
 def test_times_centuries_apart_are_no_trouble() -> None:

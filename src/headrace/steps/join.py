@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
@@ -13,13 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.analysis.columns import Pick, pick_key, pick_time, plain, times
-from headrace.analysis.groups import Ids, KeyIndex, expand
-from headrace.analysis.timeline import Timeline
+from headrace.analysis.groups import Ids
+from headrace.analysis.joins import AsOf, Interval, Matcher, Plan
 from headrace.component import Aside, Duration, Operator, PlanError, Rows, Step, option
 from headrace.model import concat, conform, empty
 
-_NEVER_US = -(2**62)
-_WATERMARK = b"headrace.watermark_us"
 Bools = npt.NDArray[np.bool_]
 
 
@@ -87,7 +84,7 @@ class Join(Step, frozen=True, kw_only=True):
 
     def open(self, schema: pa.Schema) -> Operator:
         plan = self._plan(schema)
-        return _AsOf(plan) if self.kind == "asof" else _Interval(plan)
+        return _Operator(self, plan)
 
     def _keys(self) -> dict[str, str]:
         """Our key column -> theirs."""
@@ -95,7 +92,7 @@ class Join(Step, frozen=True, kw_only=True):
             return self.on
         return {name: name for name in ([self.on] if isinstance(self.on, str) else self.on)}
 
-    def _plan(self, schema: pa.Schema) -> _Plan:
+    def _plan(self, schema: pa.Schema) -> Plan:
         raise PlanError(f"join: the columns of topic {self.topic!r} are not known yet; bind() tells them")
 
 
@@ -104,7 +101,7 @@ class _BoundJoin(Join, frozen=True, kw_only=True):
 
     theirs: Any = msgspec.field(default_factory=lambda: pa.schema([]))
 
-    def _plan(self, schema: pa.Schema) -> _Plan:
+    def _plan(self, schema: pa.Schema) -> Plan:
         self.check()
         step = "join"
         ours = [pick_key(schema, path, step=step, option="on") for path in self._keys()]
@@ -128,9 +125,9 @@ class _BoundJoin(Join, frozen=True, kw_only=True):
             added.append(field.name)
             fields.append(field.with_name(name).with_nullable(field.nullable or self.how == "left"))
         within = self.within
-        before, after = self.before or within or Duration(0), self.after or within or Duration(0)
-        return _Plan(
-            step=self,
+        before = self.before if self.before is not None else within or Duration(0)
+        after = self.after if self.after is not None else within or Duration(0)
+        return Plan(
             schema=pa.schema(fields),
             left=left,
             right=right,
@@ -142,27 +139,11 @@ class _BoundJoin(Join, frozen=True, kw_only=True):
             their_at=pick_time(
                 self.theirs, self.their_at or self.at, step=step, option=f"their_at (topic {self.topic})"
             ),
-            before_us=(before if self.before is None else self.before).us,
-            after_us=(after if self.after is None else self.after).us,
+            outer=self.how == "left",
+            within_us=within.us if within is not None else 2**62,
+            before_us=before.us,
+            after_us=after.us,
         )
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """`ours`, `theirs` and `types` are by key column; `added` are their columns in the output."""
-
-    step: Join
-    schema: pa.Schema
-    left: pa.Schema
-    right: pa.Schema
-    added: tuple[str, ...]
-    ours: tuple[Pick, ...]
-    theirs: tuple[Pick, ...]
-    types: tuple[pa.DataType, ...]
-    at: Pick
-    their_at: Pick
-    before_us: int
-    after_us: int
 
 
 def _decoded(type_: pa.DataType) -> pa.DataType:
@@ -189,32 +170,17 @@ def _common(ours: Pick, theirs: Pick) -> pa.DataType:
 
 
 class _Operator(Operator):
-    """What both kinds share: taking rows in, putting rows together, state."""
+    """A join at work: takes rows in, puts aside what can't be used, and leaves the rest to the matcher."""
 
-    def __init__(self, plan: _Plan) -> None:
-        self._plan = plan
-        self._keys = KeyIndex(plan.types)
-        self._ours = Timeline(plan.left)
-        self._theirs = Timeline(plan.right)
+    def __init__(self, step: Join, plan: Plan) -> None:
+        self._step, self._plan = step, plan
+        self._matcher: Matcher = AsOf(plan) if step.kind == "asof" else Interval(plan)
         self._arrived: list[Rows] = []
         self._aside: list[Aside] = []
-        self._watermark_us = _NEVER_US
-
-    # -- of each kind ----------------------------------------------------------------------------------
-
-    def _join(self, left: tuple[Ids, Ids, Rows], right: tuple[Ids, Ids, Rows]) -> list[Rows]:
-        """Take in new rows as (key, time, rows) and give what comes of them and of the new watermark."""
-        raise NotImplementedError
-
-    def _expire(self) -> None:
-        """Drop what no row to come can be joined with."""
-        raise NotImplementedError
-
-    # -- the operator ----------------------------------------------------------------------------------
 
     def side(self, topic: str, rows: Rows) -> None:
-        if topic != self._plan.step.topic:
-            raise PlanError(f"join: rows of {topic!r}, but the step reads {self._plan.step.topic!r}")
+        if topic != self._step.topic:
+            raise PlanError(f"join: rows of {topic!r}, but the step reads {self._step.topic!r}")
         self._arrived.append(conform(rows, self._plan.right))
 
     def process(self, rows: Rows, watermark_us: int) -> Rows:
@@ -222,9 +188,7 @@ class _Operator(Operator):
         arrived, self._arrived = concat(self._arrived, plan.right), []
         right = self._take(arrived, plan.their_at, plan.theirs, ours=False)
         left = self._take(conform(rows, plan.left), plan.at, plan.ours, ours=True)
-        self._watermark_us = max(self._watermark_us, watermark_us)
-        out = self._join(left, right)
-        self._tidy()
+        out = self._matcher.match(left, right, watermark_us)
         return concat(out, plan.schema) if out else empty(plan.schema)
 
     def _take(self, rows: Rows, at: Pick, keys: Sequence[Pick], *, ours: bool) -> tuple[Ids, Ids, Rows]:
@@ -232,15 +196,15 @@ class _Operator(Operator):
         if not rows.num_rows:
             return np.empty(0, np.int64), np.empty(0, np.int64), rows
         stamps, bad = times(at.of(rows))
-        whose = "" if ours else f"topic {self._plan.step.topic}: "
+        whose = "" if ours else f"topic {self._step.topic}: "
         if bad is not None:
             self._put_aside(rows, bad, "no_time", f"join: {whose}{at.name} is missing or out of range")
-        late = stamps < self._watermark_us
+        late = stamps < self._matcher.watermark_us
         if bad is not None:
             late &= ~bad
         if late.any():
-            reason = f"join: {whose}it came after the watermark had passed {self._watermark_us} us"
-            self._put_aside(rows, late, "late", reason, self._plan.step.late if ours else "")
+            reason = f"join: {whose}it came after the watermark had passed {self._matcher.watermark_us} us"
+            self._put_aside(rows, late, "late", reason, self._step.late if ours else "")
         columns = [key.of(rows) for key in keys]
         null = np.zeros(rows.num_rows, np.bool_)
         for column in columns:
@@ -253,7 +217,7 @@ class _Operator(Operator):
             kept = np.flatnonzero(~out)
             rows, stamps, null = rows.take(pa.array(kept)), stamps[kept], null[kept]
             columns = [key.of(rows) for key in keys]
-        coded = self._keys.encode(columns, rows.num_rows)
+        coded = self._matcher.keys.encode(columns, rows.num_rows)
         return np.where(null, -1, coded.of_rows()), stamps, rows
 
     def _put_aside(self, rows: Rows, which: Bools, code: str, reason: str, to: str = "") -> None:
@@ -264,164 +228,8 @@ class _Operator(Operator):
         handed, self._aside = self._aside, []
         return handed
 
-    def _together(self, left: Rows, right: Rows) -> Rows:
-        columns = [*left.columns, *(right.column(name) for name in self._plan.added)]
-        return pa.RecordBatch.from_arrays(columns, schema=self._plan.schema)
-
-    def _tidy(self) -> None:
-        """Forget keys that no row held has, once they are the greater part."""
-        if len(self._keys) <= 2 * (len(self._ours) + len(self._theirs)) + 1024:
-            return
-        self._expire()
-        held = np.unique(np.concatenate((self._ours.key, self._theirs.key)))
-        new = self._keys.keep(held[held >= 0])
-        self._ours.rename(new)
-        self._theirs.rename(new)
-
-    # -- state as rows ---------------------------------------------------------------------------------
-
     def snapshot(self) -> pa.Table:
-        self._expire()
-        parts = []
-        for side, line in enumerate((self._ours, self._theirs)):
-            places = line.by_arrival()
-            rows = line.rows(places)
-            key = line.key[places]
-            values = self._keys.values(np.maximum(key, 0)) if len(self._keys) else []
-            columns: dict[str, pa.Array] = {}
-            for i, pick in enumerate(self._plan.ours):
-                array = (
-                    values[i].take(pa.array(np.arange(len(key)), mask=key < 0))
-                    if values
-                    else pa.nulls(len(key))
-                )
-                columns[pick.name] = pc.cast(array, pick.type)
-            columns["state:side"] = pa.array(np.full(len(key), side, np.int8))
-            columns["state:used"] = pa.array(line.used[places])
-            columns["state:watermark"] = pa.array(np.full(len(key), self._watermark_us))
-            for number, (name, schema) in enumerate((("left", self._plan.left), ("right", self._plan.right))):
-                type_ = pa.struct([f.with_nullable(True) for f in schema])
-                whole = (
-                    pa.StructArray.from_arrays(rows.columns, fields=list(type_)) if number == side else None
-                )
-                columns[f"state:{name}"] = pa.nulls(len(key), type_) if whole is None else whole
-            parts.append(pa.table(columns))
-        table = pa.concat_tables(parts)
-        return table.replace_schema_metadata({_WATERMARK: str(self._watermark_us).encode()})
+        return self._matcher.save()
 
     def restore(self, state: pa.Table) -> None:
-        metadata = state.schema.metadata or {}
-        marks = [int(metadata[_WATERMARK])] if _WATERMARK in metadata else []
-        if state.num_rows:
-            marks.append(pc.min(state.column("state:watermark")).as_py())
-        # Of several workers the one that was furthest behind decides, so that none of its rows become late.
-        self._watermark_us = min(marks, default=_NEVER_US)
-        side = state.column("state:side").to_numpy()
-        used = state.column("state:used").to_numpy()
-        for number, (name, line, at, keys) in enumerate(
-            (
-                ("left", self._ours, self._plan.at, self._plan.ours),
-                ("right", self._theirs, self._plan.their_at, self._plan.theirs),
-            )
-        ):
-            mine = np.flatnonzero(side == number)
-            if not len(mine):
-                continue
-            whole = state.column(f"state:{name}").take(pa.array(mine)).combine_chunks()
-            schema = self._plan.left if number == 0 else self._plan.right
-            rows = conform(pa.RecordBatch.from_struct_array(whole), schema)
-            columns = [key.of(rows) for key in keys]
-            null = np.zeros(len(mine), np.bool_)
-            for column in columns:
-                null |= pc.is_null(column).to_numpy(zero_copy_only=False)
-            coded = self._keys.encode(columns, len(mine)).of_rows()
-            line.insert(np.where(null, -1, coded), times(at.of(rows))[0], rows, used[mine])
-
-
-class _AsOf(_Operator):
-    def __init__(self, plan: _Plan) -> None:
-        super().__init__(plan)
-        self._within_us = plan.step.within.us if plan.step.within is not None else 2**62
-        self._pruned = 0  # rows of theirs left after the last pruning
-
-    def _join(self, left: tuple[Ids, Ids, Rows], right: tuple[Ids, Ids, Rows]) -> list[Rows]:
-        self._theirs.insert(*right)
-        self._ours.insert(*left)
-        due = self._ours.time < self._watermark_us
-        out = []
-        if due.any():
-            places = np.flatnonzero(due)
-            places = places[np.lexsort((self._ours.number[places], self._ours.time[places]))]
-            key, time = self._ours.key[places], self._ours.time[places]
-            match = self._theirs.search(key, time, "right") - 1
-            missing = match < 0
-            if len(self._theirs):
-                missing |= (self._theirs.key[match] != key) | (key < 0)
-                missing |= time - self._theirs.time[match] > self._within_us
-            if self._plan.step.how == "inner":
-                places, match, missing = places[~missing], match[~missing], None
-            if len(places):
-                out = [self._together(self._ours.rows(places), self._theirs.rows(match, missing))]
-            self._ours.keep(~due)
-        if len(self._theirs) > 2 * self._pruned + 1024:
-            self._expire()
-        return out
-
-    def _expire(self) -> None:
-        """Ours still to come are not before the watermark: of theirs, only the last not after it can be wanted, and
-        those that come after it."""
-        theirs, watermark = self._theirs, self._watermark_us
-        replaced = np.zeros(len(theirs), np.bool_)
-        replaced[:-1] = (theirs.key[1:] == theirs.key[:-1]) & (theirs.time[1:] <= watermark)
-        theirs.keep(~(replaced | (theirs.time < watermark - self._within_us)))
-        self._pruned = len(theirs)
-
-
-class _Interval(_Operator):
-    def _join(self, left: tuple[Ids, Ids, Rows], right: tuple[Ids, Ids, Rows]) -> list[Rows]:
-        ours, theirs, plan = self._ours, self._theirs, self._plan
-        new_ours, new_theirs = self._mark(ours, left), self._mark(theirs, right)
-        # A pair comes out with the later of its rows: new ours with all of theirs, then new theirs with our old ones.
-        mine = np.flatnonzero(new_ours)
-        a, b = self._pairs(mine, ours, theirs, plan.before_us, plan.after_us)
-        other = np.flatnonzero(new_theirs)
-        d, c = self._pairs(other, theirs, ours, plan.after_us, plan.before_us)
-        old = ~new_ours[c]
-        a, b = np.concatenate((a, c[old])), np.concatenate((b, d[old]))
-        out = []
-        if len(a):
-            ours.used[a] = True
-            order = np.lexsort((theirs.number[b], ours.number[a], theirs.time[b], ours.time[a]))
-            out.append(self._together(ours.rows(a[order]), theirs.rows(b[order])))
-        over = ours.time < self._watermark_us - plan.after_us
-        if over.any():
-            alone = np.flatnonzero(over & ~ours.used)
-            if plan.step.how == "left" and len(alone):
-                alone = alone[np.lexsort((ours.number[alone], ours.time[alone]))]
-                nothing = np.ones(len(alone), np.bool_)
-                out.append(
-                    self._together(ours.rows(alone), theirs.rows(np.zeros(len(alone), np.int64), nothing))
-                )
-            ours.keep(~over)
-        gone = theirs.time < self._watermark_us - plan.before_us
-        if gone.any():
-            theirs.keep(~gone)
-        return out
-
-    @staticmethod
-    def _mark(line: Timeline, new: tuple[Ids, Ids, Rows]) -> Bools:
-        """Insert rows; gives which places are new."""
-        first = line.next_number
-        line.insert(*new)
-        return line.number >= first
-
-    @staticmethod
-    def _pairs(places: Ids, of: Timeline, among: Timeline, before_us: int, after_us: int) -> tuple[Ids, Ids]:
-        """Places of `of` with those of `among` from `before_us` earlier to `after_us` later."""
-        key, time = of.key[places], of.time[places]
-        low = among.search(key, time - before_us, "left")
-        count = np.where(key < 0, 0, among.search(key, time + after_us, "right") - low)
-        return np.repeat(places, count), expand(low, count)
-
-    def _expire(self) -> None:
-        """Done with every epoch."""
+        self._matcher.load(state)
