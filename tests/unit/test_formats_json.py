@@ -42,7 +42,9 @@ DECLARED = Topic(
 )
 
 
-def read(body: bytes | str, to: Topic = KNOWN, media_type: str = "application/x-ndjson", **options: Any) -> Decoded:
+def read(
+    body: bytes | str, to: Topic = KNOWN, media_type: str = "application/x-ndjson", **options: Any
+) -> Decoded:
     body = body.encode() if isinstance(body, str) else body
     return decode(body, media_type=media_type, topic=to, now_us=NOW, **options)
 
@@ -74,7 +76,9 @@ NUMBERS = st.one_of(
 TEXTS = st.one_of(st.text(max_size=8), st.sampled_from(["", "12", "null", "é\U0001f600", "x" * 201]))
 SCALARS = st.one_of(NUMBERS, TEXTS, st.booleans(), st.none())
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)), max_leaves=5
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)),
+    max_leaves=5,
 )
 PAYLOAD = st.fixed_dictionaries(
     {},
@@ -83,7 +87,9 @@ PAYLOAD = st.fixed_dictionaries(
         "label": st.one_of(st.text(max_size=5), VALUES),
         "on": st.one_of(st.booleans(), VALUES),
         "xs": st.one_of(st.lists(st.floats(-1, 1), max_size=3), VALUES),
-        "gps": st.one_of(st.fixed_dictionaries({}, optional={"lat": NUMBERS, "lon": NUMBERS, "alt": NUMBERS}), VALUES),
+        "gps": st.one_of(
+            st.fixed_dictionaries({}, optional={"lat": NUMBERS, "lon": NUMBERS, "alt": NUMBERS}), VALUES
+        ),
         "fresh": VALUES,
         "sensor_id": SCALARS,
     },
@@ -109,7 +115,12 @@ EVENT_ROWS = st.one_of(
 )  # fmt: skip
 ORDER_ROWS = st.fixed_dictionaries(
     {"id": st.one_of(st.integers(0, 99), SCALARS)},
-    optional={"timestamp": TIMES, "name": SCALARS, "price": st.one_of(st.floats(0, 9), VALUES), "fresh": VALUES},
+    optional={
+        "timestamp": TIMES,
+        "name": SCALARS,
+        "price": st.one_of(st.floats(0, 9), VALUES),
+        "fresh": VALUES,
+    },
 )
 
 
@@ -144,7 +155,11 @@ LAW = settings(max_examples=60, deadline=None, suppress_health_check=list(Health
 
 
 @LAW
-@given(bodies(EVENT_ROWS), st.sampled_from(["evolve", "freeze", "discard"]), st.sampled_from([b"\n", b"\r\n", b"\n\n"]))
+@given(
+    bodies(EVENT_ROWS),
+    st.sampled_from(["evolve", "freeze", "discard"]),
+    st.sampled_from([b"\n", b"\r\n", b"\n\n"]),
+)
 def test_both_paths_read_the_same_from_lines_of_events(lines: list[bytes], policy: Any, end: bytes) -> None:
     body = end.join(lines)
     if body.strip(b" \t\r\n\0"):
@@ -156,7 +171,11 @@ def test_both_paths_read_the_same_from_lines_of_events(lines: list[bytes], polic
 @LAW
 @given(bodies(EVENT_ROWS), st.sampled_from(["evolve", "freeze", "discard"]))
 def test_both_paths_read_the_same_from_an_array(rows: list[bytes], policy: Any) -> None:
-    assert_paths_agree(b"[" + b" , ".join(rows) + b"]", Topic("events", KNOWN.schema, on_new_field=policy), "application/json")
+    assert_paths_agree(
+        b"[" + b" , ".join(rows) + b"]",
+        Topic("events", KNOWN.schema, on_new_field=policy),
+        "application/json",
+    )
 
 
 @LAW
@@ -164,7 +183,9 @@ def test_both_paths_read_the_same_from_an_array(rows: list[bytes], policy: Any) 
 def test_both_paths_read_the_same_for_declared_columns(lines: list[bytes], policy: Any) -> None:
     body = b"\n".join(lines)
     if body.strip(b" \t\r\n\0"):
-        assert_paths_agree(body, Topic("orders", DECLARED.schema, on_new_field=policy), "application/x-ndjson")
+        assert_paths_agree(
+            body, Topic("orders", DECLARED.schema, on_new_field=policy), "application/x-ndjson"
+        )
 
 
 @LAW
@@ -203,7 +224,10 @@ def one(text: str | bytes, to: Topic = KNOWN, **options: Any) -> dict[str, Any]:
         ('{"sourceId":"a","payload":{"xs":[1,2.5,null]}}', {"xs": [1.0, 2.5, None]}),
         ('{"sourceId":"a","payload":{"new":[1,"x"]}}', {"new": '[1,"x"]'}),
         ('{"sourceId":"a","payload":{"new":{"deep":{"x":1}}}}', {"new": {"deep": {"x": 1.0}}}),
-        ('{"sourceId":"a","payload":{"gps":{"lat":1,"alt":2}}}', {"gps": {"lat": 1.0, "lon": None, "alt": 2.0}}),
+        (
+            '{"sourceId":"a","payload":{"gps":{"lat":1,"alt":2}}}',
+            {"gps": {"lat": 1.0, "lon": None, "alt": 2.0}},
+        ),
         ('{"sourceId":"a","payload":{"new":{}}}', {}),
     ],
 )
@@ -299,7 +323,13 @@ def test_frozen_topics_refuse_new_fields_and_discarding_ones_drop_them() -> None
     body = b'{"sourceId":"a","payload":{"temperature":1,"new":2}}'
     frozen = read(body, Topic("events", KNOWN.schema, on_new_field="freeze"))
     assert [reject.code for reject in frozen.rejects] == ["new_field"]
-    assert one(body, Topic("events", KNOWN.schema, on_new_field="discard"))["payload"].keys() == {"temperature", "label", "on", "xs", "gps"}
+    assert one(body, Topic("events", KNOWN.schema, on_new_field="discard"))["payload"].keys() == {
+        "temperature",
+        "label",
+        "on",
+        "xs",
+        "gps",
+    }
 
 
 def test_the_number_of_fields_is_bounded() -> None:
@@ -310,9 +340,16 @@ def test_the_number_of_fields_is_bounded() -> None:
 
 
 def test_a_new_field_keeps_the_type_of_its_first_accepted_row() -> None:
-    rows = ['{"sourceId":"","payload":{"x":"text"}}', '{"sourceId":"a","payload":{"x":1}}', '{"sourceId":"a","payload":{"x":"text"}}']
+    rows = [
+        '{"sourceId":"","payload":{"x":"text"}}',
+        '{"sourceId":"a","payload":{"x":1}}',
+        '{"sourceId":"a","payload":{"x":"text"}}',
+    ]
     decoded = read("\n".join(rows), topic())
-    assert [(reject.row, reject.code) for reject in decoded.rejects] == [(0, "missing_field"), (2, "wrong_type")]
+    assert [(reject.row, reject.code) for reject in decoded.rejects] == [
+        (0, "missing_field"),
+        (2, "wrong_type"),
+    ]
 
 
 def test_rows_without_payload_fields_leave_the_column_out() -> None:
@@ -334,7 +371,12 @@ def test_rows_without_payload_fields_leave_the_column_out() -> None:
         ("[]", "application/json", 0, []),
         (f"[{EVENT},]", "application/json", 1, ["malformed_json"]),
         (f"[{EVENT},{EVENT}", "application/json", 2, []),
-        (f'[{EVENT},{{"sourceId":"a","payload":{{"x":NaN}}}},{EVENT}]', "application/json", 2, ["out_of_range"]),
+        (
+            f'[{EVENT},{{"sourceId":"a","payload":{{"x":NaN}}}},{EVENT}]',
+            "application/json",
+            2,
+            ["out_of_range"],
+        ),
         (f"[{EVENT},5,null]", "application/json", 1, ["not_an_object", "not_an_object"]),
         ('{"sourceId":"a",\n "payload":{\n', "application/json", 0, ["malformed_json"]),
         (EVENT, "application/x-www-form-urlencoded", 1, []),
@@ -345,7 +387,9 @@ def test_rows_without_payload_fields_leave_the_column_out() -> None:
         ("null", "application/json", 0, ["not_an_object"]),
     ],
 )
-def test_every_form_of_a_json_body_is_found_out(body: str, media_type: str, accepted: int, codes: list[str]) -> None:
+def test_every_form_of_a_json_body_is_found_out(
+    body: str, media_type: str, accepted: int, codes: list[str]
+) -> None:
     decoded = read(body, KNOWN, media_type)
     assert decoded.accepted == accepted
     assert [reject.code for reject in decoded.rejects] == codes
@@ -383,7 +427,10 @@ def test_more_rows_than_allowed_are_refused_as_a_whole() -> None:
 
 
 def test_a_large_body_comes_out_in_order_across_pieces() -> None:
-    body = "\n".join(f'{{"sourceId":"s{i}","timestamp":{1714560000 + i % 100},"payload":{{"temperature":{i}}}}}' for i in range(30_000))
+    body = "\n".join(
+        f'{{"sourceId":"s{i}","timestamp":{1714560000 + i % 100},"payload":{{"temperature":{i}}}}}'
+        for i in range(30_000)
+    )
     decoded = read(body.replace('"temperature":77}', '"temperature":"x"}'))
     assert decoded.rows is not None
     assert [reject.row for reject in decoded.rejects] == [77]

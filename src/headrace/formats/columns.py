@@ -77,7 +77,10 @@ class _Group:
                 )
             )
             self.members.append((name, kind, group))
-        members += [(f"i{n}", Any, msgspec.field(name=name, default=None)) for n, name in enumerate(filter(_nameable, ignored))]
+        members += [
+            (f"i{n}", Any, msgspec.field(name=name, default=None))
+            for n, name in enumerate(filter(_nameable, ignored))
+        ]
         self.row_type: type[Any] = msgspec.defstruct(
             "Row", members, gc=False, kw_only=True, forbid_unknown_fields=True
         )
