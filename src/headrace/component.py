@@ -60,15 +60,9 @@ def option(
     examples: list[Any] | None = None,
 ) -> msgspec.Meta:
     """What belongs to an option beside its type and default: a description and its limits."""
-    return msgspec.Meta(
-        description=description,
-        ge=ge,
-        le=le,
-        gt=gt,
-        pattern=pattern,
-        min_length=min_length,
-        examples=examples,
-    )
+    given = {"ge": ge, "le": le, "gt": gt, "pattern": pattern, "min_length": min_length, "examples": examples}
+    limits: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return msgspec.Meta(description=description, **limits)
 
 
 class Component(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -228,9 +222,11 @@ class Step(Component, frozen=True):
     def example_input(cls) -> Rows:
         """Rows that `example()` works on, in order of time; the conformance suite cuts them in every way.
 
-        By default, readings of three devices with nested, missing and repeated values.
+        By default, readings of three devices with nested, missing and repeated values, as columns of events and, in the
+        same row, of measurements.
         """
         fields = [pa.field("temperature", pa.float64()), pa.field("humidity", pa.int64())]
+        measurement = [("sensor_id", pa.string()), ("metric", pa.string()), ("value", pa.float64())]
         payload = open_struct([*fields, pa.field("battery", pa.struct([pa.field("volt", pa.float64())]))])
         return pa.RecordBatch.from_pylist(
             [
@@ -246,11 +242,21 @@ class Step(Component, frozen=True):
                         "humidity": 40 + i * 13 % 70,
                         "battery": None if i % 4 else {"volt": 3.0 + i % 8 / 10},
                     },
+                    "sensor_id": f"device-{i % 3}",
+                    "metric": ("temperature", "humidity")[i // 3 % 2],
+                    "value": None if i % 13 == 12 else float(i * 17 % 29),
                 }
                 for i in range(60)
             ],
-            schema=pa.schema([*list(EVENTS)[:-1], payload]),
+            schema=pa.schema(
+                [*list(EVENTS)[:-1], payload, *(pa.field(name, type_) for name, type_ in measurement)]
+            ),
         )
+
+    @classmethod
+    def example_sides(cls) -> Mapping[str, Rows]:
+        """For a step that reads other topics: rows of each, to go with `example_input()`."""
+        return {}
 
     def output(self, schema: pa.Schema) -> pa.Schema:
         """Columns after this step. Raises PlanError naming the column and what was there."""

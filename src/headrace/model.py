@@ -117,6 +117,23 @@ class Reject:
 
 
 @dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of a pushed body; all of it is durable. `rejects` are in the dead letters.
+
+    `duplicate`: the Idempotency-Key was seen before; the counts are those of the first time, nothing was stored again.
+    """
+
+    accepted: int
+    rejected: int = 0
+    rejects: Sequence[Reject] = ()
+    duplicate: bool = False
+
+    @property
+    def total(self) -> int:
+        return self.accepted + self.rejected
+
+
+@dataclass(frozen=True, slots=True)
 class Epoch:
     """One micro-batch of one pipeline worker, recorded in the transaction that commits its outputs.
 
@@ -265,7 +282,9 @@ def _conform(array: pa.Array, type_: pa.DataType) -> pa.Array:
         return pa.StructArray.from_arrays(children, fields=list(type_), mask=mask)
     if pa.types.is_null(array.type):
         return pa.nulls(len(array), type_)
-    return pc.cast(array, options=pc.CastOptions(type_, allow_float_truncate=not _truncates(array.type, type_)))
+    return pc.cast(
+        array, options=pc.CastOptions(type_, allow_float_truncate=not _truncates(array.type, type_))
+    )
 
 
 def _truncates(have: pa.DataType, want: pa.DataType) -> bool:

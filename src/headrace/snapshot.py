@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import unquote
 
 import duckdb
@@ -205,17 +204,24 @@ def _describe(uri: str, table: DeltaTable, positions: Mapping[int, int]) -> File
 # -- in DuckDB -------------------------------------------------------------------------------------
 
 
-def attach(
-    cursor: duckdb.DuckDBPyConnection, snapshot: Snapshot, only: npt.NDArray[Any] | None = None
-) -> None:
-    """Make the snapshot a temporary view of its name on this cursor; `only` are the indices of the files to read."""
+def attach(cursor: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
+    """Make the snapshot a temporary view of its name on this cursor."""
+    cursor.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(snapshot.name)} AS {select(cursor, snapshot)}")
+
+
+def select(
+    cursor: duckdb.DuckDBPyConnection, snapshot: Snapshot, only: npt.NDArray[np.intp] | None = None
+) -> str:
+    """The SELECT that gives the snapshot's rows on this cursor; `only` are the indices of the files to read."""
     name, columns = snapshot.name, ", ".join(quoted(f.name) for f in snapshot.schema)
     if not columns:
         raise QueryError(f"table {name} has no columns yet")
     tail = f"__tail_{name}"
-    cursor.register(tail, snapshot.tail)
-    sources = [f"SELECT {columns} FROM {quoted(tail)}"]
     files = snapshot.files
+    sources = []
+    if snapshot.tail.num_rows or files is None or not files.paths or (only is not None and not len(only)):
+        cursor.register(tail, snapshot.tail)
+        sources.append(f"SELECT {columns} FROM {quoted(tail)}")
     if files is not None and (only is None or len(only)) and files.paths:
         if is_remote(files.uri):
             cursor.register(f"__lake_{name}", files.table.to_pyarrow_dataset())
@@ -228,7 +234,7 @@ def attach(
         else:
             chosen = np.arange(len(files.paths)) if only is None else only
             sources.append(f"SELECT {columns} FROM {_read_parquet(cursor, snapshot, files, chosen)}")
-    cursor.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS {' UNION ALL '.join(sources)}")
+    return " UNION ALL ".join(sources)
 
 
 def _read_parquet(

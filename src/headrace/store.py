@@ -26,7 +26,7 @@ from headrace import guard
 from headrace.errors import QueryError
 from headrace.lake import DeltaTableRef
 from headrace.log import Log
-from headrace.snapshot import Snapshot, Snapshots, attach, quoted
+from headrace.snapshot import Snapshot, Snapshots, attach, quoted, select
 from headrace.units import Size
 
 __all__ = ["Answer", "DeltaTableRef", "Limits", "Page", "Store"]
@@ -42,10 +42,10 @@ _FIRST_FILES = (
 class Limits:
     """What one store may use. `memory` and `threads` are for all its queries together."""
 
-    memory: Size = Size(512 * 2**20)  # noqa: RUF009  a Size is frozen
+    memory: Size = Size(512 * 2**20)
     threads: int = 2
-    log_bytes: Size = Size(256 * 2**20)  # noqa: RUF009
-    answer_bytes: Size = Size(256 * 2**20)  # noqa: RUF009
+    log_bytes: Size = Size(256 * 2**20)
+    answer_bytes: Size = Size(256 * 2**20)
 
 
 class Answer(NamedTuple):
@@ -120,6 +120,8 @@ class Store:
         params: Sequence[Any] | Mapping[str, Any] = (),
     ) -> Answer:
         """Run one reading statement. Raises QueryError, with a text for whoever wrote it."""
+        if not 1 <= max_rows <= 10_000_000:
+            raise QueryError(f"max_rows must be from 1 to 10000000, not {max_rows}")
         with self._cursor(timeout) as cursor:
             checked = guard.check(cursor, sql, self.tables())
             if checked.show_tables:
@@ -210,16 +212,15 @@ class Store:
         """The first `need` rows in order. Looks into the files likeliest to have them, and into more only when
         a file not looked into could have an earlier one."""
         at, direction = quoted(snapshot.at), "DESC" if newest_first else "ASC"
-        sql = (
-            f"SELECT * FROM (SELECT *, hash(t) AS __hash FROM {quoted(snapshot.name)} t WHERE {where[0]}) WHERE {where[1]} "
-            f"ORDER BY {at} {direction}, __hash LIMIT {need}"
-        )
         if snapshot.files is not None and len(files):
             low, high = snapshot.files.bounds(snapshot.at)
             files = files[np.argsort(-high[files] if newest_first else low[files], kind="stable")]
         looked = _FIRST_FILES
         while True:
-            attach(connection, snapshot, files[:looked])
+            sql = (
+                f"SELECT * FROM (SELECT *, hash(t) AS __hash FROM ({select(connection, snapshot, files[:looked])}) t "
+                f"WHERE {where[0]}) WHERE {where[1]} ORDER BY {at} {direction}, __hash LIMIT {need}"
+            )
             found = self._read(connection, sql, params, need).table
             rest = files[looked:]
             if not len(rest):
@@ -250,10 +251,8 @@ class Store:
         snapshot = self._snapshots.take(topic)
         where, params, files = _conditions(snapshot, None, None, start_us, end_us, None, True)
         with self._cursor(None) as connection:
-            attach(connection, snapshot, files)
-            relation = connection.sql(
-                f"SELECT * FROM {quoted(topic)} t WHERE {where[0]}", params=params or None
-            )
+            rows = select(connection, snapshot, files)
+            relation = connection.sql(f"SELECT * FROM ({rows}) WHERE {where[0]}", params=params or None)
             reader = relation.to_arrow_reader(65_536)
             yield from encode(reader, format)
 

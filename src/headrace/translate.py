@@ -11,35 +11,8 @@ from typing import Any
 import polars as pl
 from sqlglot import exp
 
-from headrace.dialect import (
-    ARITHMETIC,
-    CASTS,
-    COMPARE,
-    CONVERT,
-    DTYPE,
-    INTERVAL_US,
-    NAMED,
-    NODES,
-    NUMBER,
-    PARTS,
-    TEXT,
-    TIME,
-    TRUNCATE,
-    YEAR_1_US,
-    YEAR_9999_US,
-    Function,
-    Kind,
-    RefusedError,
-    Typed,
-    choose,
-    finite,
-    like_regex,
-    not_allowed,
-    nothing_left_out,
-    number,
-    time_literal,
-    to_float,
-)
+from headrace import dialect
+from headrace.dialect import DTYPE, NUMBER, TEXT, TIME, Kind, RefusedError, Typed
 
 MAX_DEPTH = 100
 """Levels of nesting; beyond, an expression is refused before it can exhaust a stack."""
@@ -69,10 +42,10 @@ class Translator:
             return self(node.this)
         if isinstance(node, (exp.Column, exp.Dot)):
             return self._column(node)
-        function, special = NODES.get(type(node)), _SPECIAL.get(type(node))
+        function, special = dialect.NODES.get(type(node)), _SPECIAL.get(type(node))
         if function is None and special is None:
-            raise RefusedError(not_allowed(node), node)
-        nothing_left_out(node)
+            raise RefusedError(dialect.not_allowed(node), node)
+        dialect.nothing_left_out(node)
         if function is not None:
             result = self._call(
                 function, node, [node.args.get(attribute) for attribute, _ in function.arguments]
@@ -82,7 +55,7 @@ class Translator:
             result = special(self, node)
         return Typed(~result.expr, result.kind) if node.args.get("negate") else result
 
-    def _call(self, function: Function, node: exp.Expression, arguments: Sequence[Any]) -> Typed:
+    def _call(self, function: dialect.Function, node: exp.Expression, arguments: Sequence[Any]) -> Typed:
         if len(arguments) != len(function.arguments) or any(a is None for a in arguments):
             raise RefusedError(f"{function.name} takes {len(function.arguments)} argument(s)", node)
         values = [
@@ -99,7 +72,7 @@ class Translator:
         if value.kind is Kind.NULL:
             return Typed(value.expr.cast(DTYPE[kinds[0]]), kinds[0])
         if kinds == TIME and isinstance(value.literal, str):
-            return time_literal(value.literal, node)
+            return dialect.time_literal(value.literal, node)
         if value.kind not in kinds:
             hint = ""
             if kinds == TEXT and value.kind in NUMBER:
@@ -120,7 +93,7 @@ class Translator:
         kinds = {value.kind for value in values} - {Kind.NULL}
         if kinds == {Kind.TIME, Kind.TEXT}:
             values = [
-                time_literal(v.literal, n) if isinstance(v.literal, str) else v
+                dialect.time_literal(v.literal, n) if isinstance(v.literal, str) else v
                 for v, n in zip(values, nodes, strict=True)
             ]
             kinds = {value.kind for value in values} - {Kind.NULL}
@@ -155,17 +128,17 @@ class Translator:
 
     def _compare(self, node: exp.Expression) -> Typed:
         (left, right), _ = self.alike((node.this, node.expression), f"in {node.sql('duckdb')}")
-        return Typed(COMPARE[type(node)](left.expr, right.expr), Kind.BOOL)
+        return Typed(dialect.COMPARE[type(node)](left.expr, right.expr), Kind.BOOL)
 
     def _arithmetic(self, node: exp.Expression) -> Typed:
-        operator = ARITHMETIC[type(node)]
+        operator = dialect.ARITHMETIC[type(node)]
         left, right = self(node.this), self(node.expression)
         timely = {left.kind, right.kind} & {Kind.TIME, Kind.SPAN}
         if timely and operator in "+-":
             if isinstance(left.literal, str):
-                left = time_literal(left.literal, node.this)
+                left = dialect.time_literal(left.literal, node.this)
             if isinstance(right.literal, str):
-                right = time_literal(right.literal, node.expression)
+                right = dialect.time_literal(right.literal, node.expression)
             pair = (left.kind, operator, right.kind)
             if pair == (Kind.TIME, "-", Kind.TIME):
                 return Typed(left.expr - right.expr, Kind.SPAN)
@@ -177,7 +150,7 @@ class Translator:
         b = self._fit(right, node.expression, NUMBER, operator)
         kind = Kind.INT if a.kind is b.kind is Kind.INT else Kind.FLOAT
         if operator == "/":
-            return Typed(finite(to_float(a.expr) / to_float(b.expr)), Kind.FLOAT)
+            return Typed(dialect.finite(dialect.to_float(a.expr) / dialect.to_float(b.expr)), Kind.FLOAT)
         if operator == "%":  # the sign of the dividend, as in SQL; Polars' own has the sign of the divisor
             divisor = pl.when(b.expr != 0).then(b.expr)
             return Typed(a.expr.sign() * (a.expr.abs() % divisor.abs()), kind)
@@ -186,7 +159,7 @@ class Translator:
     def _negative(self, node: exp.Expression) -> Typed:
         value = self.need(node.this, NUMBER, "-")
         if isinstance(value.literal, (int, float)):
-            return number(-value.literal)
+            return dialect.number(-value.literal)
         return Typed(-value.expr, value.kind)
 
     def _is(self, node: exp.Expression) -> Typed:
@@ -217,9 +190,9 @@ class Translator:
         if node.is_string:
             return Typed(pl.lit(node.this, dtype=pl.String), Kind.TEXT, node.this)
         try:
-            return number(int(node.this))
+            return dialect.number(int(node.this))
         except ValueError:
-            return number(float(node.this))
+            return dialect.number(float(node.this))
 
     def _boolean(self, node: exp.Expression) -> Typed:
         return Typed(pl.lit(bool(node.this)), Kind.BOOL, bool(node.this))
@@ -234,11 +207,15 @@ class Translator:
             length = float(node.this.name)
         except (AttributeError, ValueError):
             length = math.nan
-        if name not in INTERVAL_US or not math.isfinite(length) or abs(length) * INTERVAL_US[name] > 1e18:
+        if (
+            name not in dialect.INTERVAL_US
+            or not math.isfinite(length)
+            or abs(length) * dialect.INTERVAL_US[name] > 1e18
+        ):
             raise RefusedError(
                 "an interval is written as INTERVAL '5 seconds' (or minutes, hours, days, weeks)", node
             )
-        return Typed(pl.lit(timedelta(microseconds=length * INTERVAL_US[name])), Kind.SPAN)
+        return Typed(pl.lit(timedelta(microseconds=length * dialect.INTERVAL_US[name])), Kind.SPAN)
 
     # -- functions with rules of their own ---------------------------------------------------------
 
@@ -252,12 +229,12 @@ class Translator:
             else:
                 conditions.append(self.need(branch.this, (Kind.BOOL,), "WHEN").expr)
         values, kind = self.alike((*(branch.args["true"] for branch in branches), default), "CASE")
-        return Typed(choose(conditions, [value.expr for value in values]), kind)
+        return Typed(dialect.choose(conditions, [value.expr for value in values]), kind)
 
     def _if(self, node: exp.Expression) -> Typed:
         condition = self.need(node.this, (Kind.BOOL,), "IF").expr
         values, kind = self.alike((node.args["true"], node.args.get("false") or exp.Null()), "IF")
-        return Typed(choose([condition], [value.expr for value in values]), kind)
+        return Typed(dialect.choose([condition], [value.expr for value in values]), kind)
 
     def _coalesce(self, node: exp.Expression) -> Typed:
         values, kind = self.alike((node.this, *node.expressions), "COALESCE")
@@ -287,7 +264,9 @@ class Translator:
         )
         if base is not None and base.name != "10":
             raise RefusedError("of the logarithms there are LN and LOG10", node)
-        return Typed(finite(to_float(self.need(value, NUMBER, "LOG10").expr).log10()), Kind.FLOAT)
+        return Typed(
+            dialect.finite(dialect.to_float(self.need(value, NUMBER, "LOG10").expr).log10()), Kind.FLOAT
+        )
 
     def _trim(self, node: exp.Expression) -> Typed:
         text = self.need(node.this, TEXT, "TRIM").expr.str
@@ -326,7 +305,7 @@ class Translator:
         name = "LIKE" if isinstance(node, exp.Like) else "ILIKE"
         text = self.need(node.this, TEXT, name).expr
         pattern = self._written(node.expression, name)
-        return Typed(text.str.contains(like_regex(pattern, fold=name == "ILIKE")), Kind.BOOL)
+        return Typed(text.str.contains(dialect.like_regex(pattern, fold=name == "ILIKE")), Kind.BOOL)
 
     def _regex(self, node: exp.Expression) -> Typed:
         text = self.need(node.this, TEXT, "REGEXP_MATCHES").expr
@@ -343,12 +322,12 @@ class Translator:
         return Typed(text.str.contains(pattern), Kind.BOOL)
 
     def _truncate(self, node: exp.Expression) -> Typed:
-        return self._part(node.args["unit"].name, node.this, node, TRUNCATE, "DATE_TRUNC", Kind.TIME)
+        return self._part(node.args["unit"].name, node.this, node, dialect.TRUNCATE, "DATE_TRUNC", Kind.TIME)
 
     def _extract(self, node: exp.Expression) -> Typed:
         if node.this.name.upper() == "EPOCH":
             return self(exp.TimeToUnix(this=node.expression))
-        return self._part(node.this.name, node.expression, node, PARTS, "EXTRACT", Kind.INT)
+        return self._part(node.this.name, node.expression, node, dialect.PARTS, "EXTRACT", Kind.INT)
 
     def _part(
         self,
@@ -374,21 +353,21 @@ class Translator:
         if scale == 3 and value.kind is Kind.TIME:
             return Typed(value.expr.dt.timestamp("ms"), Kind.INT)
         number = self._fit(value, node.this, NUMBER, "EPOCH_MS" if scale == 3 else "TO_TIMESTAMP")
-        micros = (to_float(number.expr) * float(10 ** (6 - scale))).round(0)
-        sane = pl.when(micros.is_between(YEAR_1_US, YEAR_9999_US)).then(micros)
+        micros = (dialect.to_float(number.expr) * float(10 ** (6 - scale))).round(0)
+        sane = pl.when(micros.is_between(dialect.YEAR_1_US, dialect.YEAR_9999_US)).then(micros)
         return Typed(sane.cast(pl.Int64, strict=False).cast(DTYPE[Kind.TIME]), Kind.TIME)
 
     def _named(self, node: exp.Expression) -> Typed:
         name = str(node.this).upper()
         if name == "DATE_PART" and len(node.expressions) == 2:
             return self(exp.Extract(this=exp.var(node.expressions[0].name), expression=node.expressions[1]))
-        function = NAMED.get(name)
+        function = dialect.NAMED.get(name)
         if function is None:
-            raise RefusedError(not_allowed(node), node)
+            raise RefusedError(dialect.not_allowed(node), node)
         return self._call(function, node, node.expressions)
 
     def _cast(self, node: exp.Expression) -> Typed:
-        target = CASTS.get(node.args["to"].this.name)
+        target = dialect.CASTS.get(node.args["to"].this.name)
         if target is None:
             raise RefusedError(
                 f"can't CAST to {node.args['to'].sql('duckdb')}; to BIGINT, DOUBLE, VARCHAR, BOOLEAN or TIMESTAMP",
@@ -396,12 +375,12 @@ class Translator:
             )
         value = self(node.this)
         if target is Kind.TIME and isinstance(value.literal, str):
-            return time_literal(value.literal, node)
+            return dialect.time_literal(value.literal, node)
         if value.kind is target:
             return value
         if value.kind is Kind.NULL:
             return Typed(value.expr.cast(DTYPE[target]), target)
-        convert = CONVERT.get((value.kind, target))
+        convert = dialect.CONVERT.get((value.kind, target))
         if convert is None:
             hint = "; use to_timestamp(seconds) or epoch_ms(milliseconds)" if target is Kind.TIME else ""
             raise RefusedError(f"can't CAST a {value.kind.value} to a {target.value}{hint}", node)
@@ -442,6 +421,6 @@ _SPECIAL: dict[type[exp.Expression], Callable[[Translator, Any], Typed]] = {
     exp.TimestampTrunc: Translator._truncate, exp.DateTrunc: Translator._truncate, exp.Extract: Translator._extract,
     exp.UnixToTime: Translator._unix, exp.Anonymous: Translator._named, exp.Cast: Translator._cast,
     exp.TryCast: Translator._cast, exp.Replace: Translator._replace,
-    **dict.fromkeys(COMPARE, Translator._compare),
-    **dict.fromkeys(ARITHMETIC, Translator._arithmetic),
+    **dict.fromkeys(dialect.COMPARE, Translator._compare),
+    **dict.fromkeys(dialect.ARITHMETIC, Translator._arithmetic),
 }  # fmt: skip

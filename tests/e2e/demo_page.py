@@ -1,19 +1,15 @@
-"""A server with rows that look like a host and a fleet of sensors, for looking at the page: `python demo_page.py PORT`."""
+"""A server with rows that look like a host and a fleet of sensors, for looking at the page: `python -m tests.e2e.demo_page`."""
 
 from __future__ import annotations
 
 import math
 import random
-import sys
 import threading
-from pathlib import Path
 
 import pyarrow as pa
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
-from small_runtime import AGGREGATIONS, TIMESTAMP, SmallRuntime, measurements, running
-
-from headrace.model import Reject
+from headrace.model import TIMESTAMP, Reject
+from tests.integration.small_runtime import AGGREGATIONS, SmallRuntime, measurements, running
 
 HOST = {
     "cpu_percent": lambda t, r: 35 + 20 * math.sin(t / 40) + r.gauss(0, 4),
@@ -55,7 +51,10 @@ def second(runtime: SmallRuntime, now_us: int, r: random.Random) -> None:
         runtime.append("measurements", measurements(["laptop"], metric, [value(t, r)], [now_us]))
     names = [f"sensor-{i:03}" for i in range(1, 201)]
     for metric, (middle, spread) in METRICS.items():
-        runtime.append("measurements", measurements(names, metric, [r.gauss(middle, spread) for _ in names], [now_us] * 200))
+        runtime.append(
+            "measurements",
+            measurements(names, metric, [r.gauss(middle, spread) for _ in names], [now_us] * 200),
+        )
         if int(t) % 10 == 0:
             start = int(t) // 10 * 10_000_000 - 10_000_000
             means = [r.gauss(middle, spread / 4) + (9 * spread if r.random() < 0.004 else 0) for _ in names]
@@ -64,12 +63,23 @@ def second(runtime: SmallRuntime, now_us: int, r: random.Random) -> None:
                 pa.array([start + 10_000_000] * 200, TIMESTAMP), [10] * 200, means,
                 [m - spread * 1.5 for m in means], [m + spread * 1.6 for m in means],
             ]  # fmt: skip
-            arrays = [c if isinstance(c, pa.Array) else pa.array(c, f.type) for c, f in zip(columns, AGGREGATIONS, strict=True)]
+            arrays = [
+                c if isinstance(c, pa.Array) else pa.array(c, f.type)
+                for c, f in zip(columns, AGGREGATIONS, strict=True)
+            ]
             runtime.append("aggregations", pa.RecordBatch.from_arrays(arrays, schema=AGGREGATIONS))
     for code, share, raw in (
         ("malformed_json", 0.8, b'{"sensor_id": "sensor-17", "temperature": 21.'),
-        ("wrong_type", 0.4, b'{"source_id": "sensor-40", "timestamp": "yesterday?", "payload": {"temperature": "hot"}}'),
-        ("future_timestamp", 0.2, b'{"source_id": "sensor-99", "timestamp": "2199-01-01T00:00:00Z", "payload": {}}'),
+        (
+            "wrong_type",
+            0.4,
+            b'{"source_id": "sensor-40", "timestamp": "yesterday?", "payload": {"temperature": "hot"}}',
+        ),
+        (
+            "future_timestamp",
+            0.2,
+            b'{"source_id": "sensor-99", "timestamp": "2199-01-01T00:00:00Z", "payload": {}}',
+        ),
     ):
         if r.random() < share:
             runtime.put_aside([Reject(raw, code, "as the example shows", "sensor-17")], "events")

@@ -11,19 +11,19 @@ from collections import Counter as Tally
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import duckdb
 import prometheus_client
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from headrace.clock import Clock, SystemClock
 from headrace.config import Config, ServerOptions
-from headrace.errors import QueryError
+from headrace.errors import ConfigError
+from headrace.formats import decode, decompress
+from headrace.ingest import IdempotencyError, Receipt
 from headrace.log.memory import MemoryLog
 from headrace.model import DEAD_LETTERS, EVENTS, TIMESTAMP, Reject, Rows, Span, Topic, dead_letters
 from headrace.serve.app import App, create_app
-from headrace.serve.runtime import Receipt
-from headrace.serve.server import listen, serve
+from headrace.serve.server import Server
+from headrace.store import Store
 from headrace.units import Duration
 
 MEASUREMENTS = pa.schema(
@@ -49,58 +49,6 @@ AGGREGATIONS = pa.schema(
 )
 
 
-class SmallStore:
-    """Reads the log's topics whole for every question."""
-
-    def __init__(self, log: MemoryLog) -> None:
-        self.log = log
-
-    def table(self, topic: str) -> pa.Table:
-        found = self.log.topics()[topic]
-        parts = [self.log.read(topic, p, self.log.extent(topic, p)) for p in range(found.partitions)]
-        return pa.Table.from_batches([rows.select(found.schema.names) for rows in parts], parts[0].schema)
-
-    def query(self, sql: str, *, max_rows: int, timeout: Duration) -> pa.Table:
-        with duckdb.connect(config={"enable_external_access": "false", "autoinstall_known_extensions": "false"}) as db:
-            for name in self.log.topics():
-                db.register(name, self.table(name))
-            db.register("sensors", self.table("measurements").group_by("sensor_id").aggregate([("timestamp", "max")]))
-            try:
-                return db.sql(f"SELECT * FROM ({sql}) LIMIT {max_rows}").to_arrow_table()
-            except duckdb.Error as error:
-                raise QueryError(str(error).split("\n")[0]) from error
-
-    def data(
-        self,
-        topic: str,
-        *,
-        source_id: str | None = None,
-        metric: str | None = None,
-        start_us: int | None = None,
-        end_us: int | None = None,
-        limit: int = 100,
-        offset: int = 0,
-        cursor: str | None = None,
-    ) -> tuple[pa.Table, str | None]:
-        table, at = self.table(topic), self.log.topics()[topic].at
-        for column, wanted in (("sensor_id" if "sensor_id" in table.schema.names else "source_id", source_id), ("metric", metric)):
-            if wanted is not None:
-                if column not in table.schema.names:
-                    raise QueryError(f"topic {topic} has no column {column}")
-                table = table.filter(pc.equal(table[column], wanted))
-        times = pc.cast(table[at], pa.int64())
-        if start_us is not None:
-            table, times = table.filter(pc.greater_equal(times, start_us)), times.filter(pc.greater_equal(times, start_us))
-        if end_us is not None:
-            table = table.filter(pc.less(times, end_us))
-        if cursor is not None:
-            if not cursor.isdigit():
-                raise QueryError("the cursor isn't one that was handed out")
-            offset = int(cursor)
-        end = offset + limit
-        return table.slice(offset, limit), str(end) if end < table.num_rows else None
-
-
 @dataclasses.dataclass
 class SmallRuntime:
     """See `headrace.serve.runtime.Runtime`."""
@@ -115,6 +63,19 @@ class SmallRuntime:
     sinks: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.open()
+
+    def reset(self) -> None:
+        """As new, for the next test on the same server."""
+        self.close()
+        self.fault, self.unwell, self.ready = None, "", True
+        self.open()
+
+    def close(self) -> None:
+        self.store.close()
+        self.log.close()
+
+    def open(self) -> None:
         self.log = MemoryLog(clock=self.clock)
         for name, schema, at in (
             ("events", EVENTS, "timestamp"),
@@ -123,13 +84,13 @@ class SmallRuntime:
             ("dead_letters", DEAD_LETTERS, "timestamp"),
         ):
             self.log.create(Topic(name, schema, at=at))
-        self.store = SmallStore(self.log)
+        self.store = Store(self.log, {})
         self.registry = prometheus_client.CollectorRegistry()
         self.accepted = prometheus_client.Counter(
             "headrace_accepted_records", "Rows accepted", registry=self.registry
         )
         self.lock = threading.Lock()
-        self.receipts: dict[str, Receipt] = {}
+        self.receipts: dict[str, tuple[bytes, Receipt]] = {}
         self.causes: Tally[tuple[str, str]] = Tally()
         self.examples: dict[tuple[str, str], str] = {}
         self.counts: Tally[str] = Tally()
@@ -140,28 +101,36 @@ class SmallRuntime:
         """Closed: pushes wait, as they do for a slow disk."""
 
     def push(
-        self, topic: str, body: bytes, *, media_type: str, encoding: str, idempotency_key: str | None, client: str
+        self,
+        topic: str,
+        body: bytes,
+        *,
+        media_type: str,
+        encoding: str,
+        idempotency_key: str | None,
+        client: str,
     ) -> Receipt:
-        from headrace.formats import decode, decompress
-
         self.gate.wait(20)
         found = self.log.topics().get(topic)
         if found is None:
-            raise LookupError(f"there is no topic {topic[:50]!r}; there are {', '.join(sorted(self.log.topics()))}")
+            raise LookupError(topic)
         if self.fault is not None:
             raise self.fault
         with self.lock:
             if idempotency_key is not None and idempotency_key in self.receipts:
-                return dataclasses.replace(self.receipts[idempotency_key], duplicate=True)
+                before, receipt = self.receipts[idempotency_key]
+                if before != body:
+                    raise IdempotencyError("the key was used before with another body")
+                return dataclasses.replace(receipt, duplicate=True)
             plain = decompress(body, encoding, max_bytes=self.config.server.max_decompressed.bytes)
             decoded = decode(plain, media_type=media_type, topic=found, now_us=self.clock.now_us())
             rows = decoded.rows
             if rows is not None and rows.num_rows:
                 self.log.append(topic, 0, rows)
             self.put_aside(decoded.rejects, topic)
-            receipt = Receipt(rows.num_rows if rows is not None else 0, len(decoded.rejects), decoded.rejects)
+            receipt = Receipt(decoded.accepted, len(decoded.rejects), decoded.total, decoded.rejects)
             if idempotency_key is not None:
-                self.receipts[idempotency_key] = receipt
+                self.receipts[idempotency_key] = (body, receipt)
             self.counts["accepted"] += receipt.accepted
             self.accepted.inc(receipt.accepted)
             return receipt
@@ -169,10 +138,16 @@ class SmallRuntime:
     def put_aside(self, rejects: Sequence[Reject], topic: str) -> None:
         if rejects:
             now_us = self.clock.now_us()
-            self.log.append("dead_letters", 0, dead_letters(rejects, now_us=now_us, topic=topic, component="http"))
+            self.log.append(
+                "dead_letters", 0, dead_letters(rejects, now_us=now_us, topic=topic, component="http")
+            )
             for reject in rejects:
                 self.causes[reject.code, topic] += 1
                 self.examples[reject.code, topic] = reject.raw[:200].decode("utf-8", "replace")
+
+    def table(self, topic: str) -> pa.Table:
+        """All rows of a topic."""
+        return pa.Table.from_batches([self.log.read(topic, 0, self.log.extent(topic, 0))])
 
     def append(self, topic: str, rows: Rows) -> Span:
         self.counts[topic] += rows.num_rows
@@ -194,7 +169,7 @@ class SmallRuntime:
             for name in self.log.topics()
         }  # fmt: skip
         return {
-            "started_at": self.started_at, "version": "0.0.0", "sources": sources, "pipelines": self.pipelines, "sinks": self.sinks,
+            "started_at": self.started_at, "sources": sources, "pipelines": self.pipelines, "sinks": self.sinks,
             "topics": topics, "log": {"bytes": sum(t["bytes"] for t in topics.values())},
             "rates": {"ingest_per_second": float(self.counts["rate"])}, "latency_ms": {"p50": 1.5, "p99": 4.0},
         }  # fmt: skip
@@ -203,13 +178,22 @@ class SmallRuntime:
         components = [{"name": "log", "kind": "log", "status": "ok", "reason": "", "since": self.started_at}]
         if self.unwell:
             components.append(
-                {"name": "lake", "kind": "sink", "status": "failing", "reason": self.unwell, "since": self.started_at}
+                {
+                    "name": "lake",
+                    "kind": "sink",
+                    "status": "failing",
+                    "reason": self.unwell,
+                    "since": self.started_at,
+                }
             )
         return {"status": "degraded" if self.unwell else "ok", "ready": self.ready, "components": components}
 
     def start(self, source: str, interval: str | None) -> None:
         if interval is not None:
-            Duration.parse(interval)
+            try:
+                Duration.parse(interval)
+            except ValueError as error:
+                raise ConfigError(f"interval: {error}") from None
         if source not in self.running:
             raise LookupError(source)
         self.running[source] = True
@@ -230,7 +214,9 @@ class SmallRuntime:
         ]  # fmt: skip
 
 
-def measurements(sensors: Sequence[str], metric: str, values: Sequence[float | None], at_us: Sequence[int]) -> Rows:
+def measurements(
+    sensors: Sequence[str], metric: str, values: Sequence[float | None], at_us: Sequence[int]
+) -> Rows:
     """Rows of the topic `measurements`."""
     columns = [
         pa.array(sensors, pa.string()), pa.array([metric] * len(sensors), pa.string()),
@@ -281,17 +267,12 @@ class Running:
 @contextlib.contextmanager
 def running(runtime: SmallRuntime) -> Iterator[Running]:
     """The app of a runtime, served by the real server in a thread."""
-    app, stop, started = create_app(runtime), threading.Event(), threading.Event()
-    sockets = listen("127.0.0.1", 0)
-    port = sockets[0].getsockname()[1]
-    thread = threading.Thread(target=serve, args=(app, sockets, stop), kwargs={"started": started.set})
-    thread.start()
+    app = create_app(runtime)
+    server = Server(app, "127.0.0.1", 0)
+    server.start()
     try:
-        assert started.wait(10), "the server didn't start"
-        yield Running(runtime, app, port)
+        yield Running(runtime, app, server.port)
     finally:
         runtime.gate.set()
-        stop.set()
-        thread.join(10)
-        assert not thread.is_alive(), "the server didn't stop"
-        runtime.log.close()
+        server.stop()
+        runtime.close()

@@ -31,6 +31,38 @@ def expand(starts: Ids, lengths: Ids) -> Ids:
     return numbers
 
 
+def running_max(begins: npt.NDArray[np.bool_], values: Ids) -> Ids:
+    """Greatest value so far within each segment; `begins` marks the first row of each.
+
+    One pass for all segments: the ranks of the values, raised by segment so that each starts above all before it.
+    """
+    count = len(values)
+    by_value = np.argsort(values, kind="stable")
+    rank = np.empty(count, np.int64)
+    rank[by_value] = np.arange(count)
+    floor = (np.cumsum(begins) - 1) * count
+    reached: Ids = values[by_value[np.maximum.accumulate(floor + rank) - floor]]
+    return reached
+
+
+def compact(ids: Ids, size: int) -> tuple[Ids, Ids]:
+    """The different ids (all below `size`) in order, and for each row the place of its id among them."""
+    if size > 8 * len(ids) + 1024:
+        used, place = np.unique(ids, return_inverse=True)
+        return used, place
+    present = np.zeros(size, np.bool_)
+    present[ids] = True
+    used = present.nonzero()[0]
+    lookup = np.empty(size, np.int64)
+    lookup[used] = np.arange(len(used))
+    return used, lookup[ids]
+
+
+def stable_order(small: Ids, size: int) -> Ids:
+    """Rows sorted by a number below `size`, equal ones in their order; much faster when 16 bits hold it."""
+    return np.argsort(small.astype(np.uint16) if size <= 2**16 else small, kind="stable")
+
+
 def grown(array: npt.NDArray[Any], size: int, fill: float | None = None) -> npt.NDArray[Any]:
     """`array` with room for `size`, at least doubled if it was too small; new cells hold `fill`."""
     if size <= len(array):

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.analysis.aggregate import Bools
-from headrace.analysis.groups import Ids, grown
+from headrace.analysis.groups import Ids, grown, running_max
 from headrace.analysis.results import Plan
 from headrace.analysis.windows import Windows, clip_us
 from headrace.model import TIMESTAMP, Rows
@@ -35,13 +35,7 @@ def sessions(key: Ids, start: Ids, last: Ids, gap_us: int) -> Sessions:
     key, start, last = key[order], start[order], last[order]
     new_key = np.ones(count, np.bool_)
     new_key[1:] = key[1:] != key[:-1]
-    # The running maximum of `last` within each key, in one pass: ranks of `last`, raised by key so that a later
-    # key starts above all before it.
-    by_last = np.argsort(last, kind="stable")
-    rank = np.empty(count, np.int64)
-    rank[by_last] = np.arange(count)
-    key_rank = np.cumsum(new_key) - 1
-    reached = last[by_last[np.maximum.accumulate(key_rank * count + rank) - key_rank * count]]
+    reached = running_max(new_key, last)
     begins = new_key.copy()
     begins[1:] |= start[1:] - reached[:-1] >= gap_us
     of = np.empty(count, np.int64)

@@ -110,6 +110,7 @@ class SqliteLog:
         self, connection: sqlite3.Connection, stored: Stored, partition: int, span: Span
     ) -> list[Rows]:
         name, found, offset = stored.topic.name, [], span.start
+        promised = next_offset(connection, (stored.id, partition))  # asked first: rows may come meanwhile
         for base, count, crc, data in connection.execute(
             "SELECT base, rows, crc, data FROM batches LEFT JOIN frames ON id = frame WHERE topic = ? AND partition = ? "
             "AND base < ? AND base >= coalesce((SELECT max(base) FROM batches WHERE topic = ? AND partition = ? AND base <= ?), 0) "
@@ -130,7 +131,7 @@ class SqliteLog:
             offset += found[-1].num_rows
         if offset < span.end:
             extent = self._extent(connection, stored, partition)
-            if extent.start <= offset and span.end <= extent.end:
+            if extent.start <= offset and span.end <= promised:
                 raise CorruptLogError(
                     f"topic {name}, partition {partition}: rows {offset} and following are missing"
                 )
@@ -166,7 +167,7 @@ class SqliteLog:
             finally:
                 batches.close()
             extent = self._extent(connection, stored, partition)
-            if end == start < extent.end:
+            if start < extent.start:  # not `end == start < extent.end`: rows may have come since the query
                 raise PlanError(
                     f"topic {topic}, partition {partition}: offset {start} is not in the log; it holds {extent}"
                 )

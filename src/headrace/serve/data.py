@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlencode
 
-import pyarrow as pa
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +15,7 @@ from headrace.serve.answers import FORMATS, Format, answer, encode_table
 from headrace.serve.problems import ProblemError, did_you_mean
 from headrace.serve.runtime import Runtime
 from headrace.serve.workers import Workers
+from headrace.store import Answer, Page
 from headrace.units import Duration
 
 MAX_LIMIT = 1_000
@@ -44,7 +44,7 @@ class SqlQuery(BaseModel):
 def data_routes(runtime: Runtime, workers: Workers) -> APIRouter:
     """The routes. Queries run on `workers`, so that a heavy one holds up neither ingest nor the page."""
     router = APIRouter(tags=["data"])
-    query_timeout = runtime.config.server.query_timeout
+    query_timeout = runtime.config.server.query_timeout.seconds
 
     @router.get("/data", summary="Stored rows, newest page by page", responses=FORMATS)
     async def data(
@@ -69,9 +69,12 @@ def data_routes(runtime: Runtime, workers: Workers) -> APIRouter:
         cursor: Annotated[
             str | None, Query(description="`next_cursor` of the page before", max_length=4_000)
         ] = None,
+        order: Annotated[
+            Literal["newest", "oldest"], Query(description="which end of time comes first")
+        ] = "newest",
         written: Annotated[Format, Query(alias="format", description="how the rows are written")] = "json",
     ) -> Response:
-        known = runtime.log.topics()
+        known = [name for name in runtime.log.topics() if not name.startswith("_")]
         if topic not in known:
             raise ProblemError(
                 "unknown_topic", f"there is no topic {topic[:100]!r}{did_you_mean(topic, known)}"
@@ -84,10 +87,11 @@ def data_routes(runtime: Runtime, workers: Workers) -> APIRouter:
         if start_us is not None and end_us is not None and start_us >= end_us:
             raise _invalid("start_time", "start_time must be before end_time")
 
-        def page() -> tuple[pa.Table, str | None]:
+        def page() -> Page:
             return runtime.store.data(
                 topic, source_id=source_id, metric=metric, start_us=start_us, end_us=end_us,
                 limit=limit, offset=offset, cursor=cursor or None,
+                newest_first=order == "newest", timeout=query_timeout,
             )  # fmt: skip
 
         table, next_cursor = await workers.run(page)
@@ -96,7 +100,7 @@ def data_routes(runtime: Runtime, workers: Workers) -> APIRouter:
             # The next page asks for the very same span: relative times would have moved on.
             asked = {
                 "topic": topic, "source_id": source_id, "metric": metric, "start_time": start_us, "end_time": end_us,
-                "limit": limit, "cursor": next_cursor, "format": written,
+                "limit": limit, "cursor": next_cursor, "order": order, "format": written,
             }  # fmt: skip
             wanted = {name: value for name, value in asked.items() if value is not None}
             headers["Link"] = f'<{request.url.path}?{urlencode(wanted)}>; rel="next"'
@@ -104,18 +108,16 @@ def data_routes(runtime: Runtime, workers: Workers) -> APIRouter:
 
     @router.post("/api/v1/query", summary="Read-only SQL over all topics", responses=FORMATS)
     async def query(body: SqlQuery) -> Response:
-        def rows() -> pa.Table:
-            # One more than wanted tells whether there are more.
-            return runtime.store.query(body.sql, max_rows=body.max_rows + 1, timeout=query_timeout)
+        def rows() -> Answer:
+            return runtime.store.query(body.sql, max_rows=body.max_rows, timeout=query_timeout)
 
-        table = await workers.run(rows)
-        truncated = table.num_rows > body.max_rows
+        table, truncated = await workers.run(rows)
         members = {
             "columns": [{"name": f.name, "type": str(f.type)} for f in table.schema],
             "truncated": truncated,
         }
         headers = {"X-Truncated": "true"} if truncated else {}
-        return await workers.run(encode_table, table.slice(0, body.max_rows), body.format, members, headers)
+        return await workers.run(encode_table, table, body.format, members, headers)
 
     @router.get("/api/v1/topics", summary="Topics with their columns and sizes")
     async def topics() -> Response:
@@ -135,6 +137,7 @@ def data_routes(runtime: Runtime, workers: Workers) -> APIRouter:
                 **{key: value for key, value in counts.get(name, {}).items() if key != "partitions"},
             }
             for name, topic in sorted(runtime.log.topics().items())
+            if not name.startswith("_")
         ]
         return answer({"data": listed, "count": len(listed)})
 
@@ -145,10 +148,11 @@ def data_routes(runtime: Runtime, workers: Workers) -> APIRouter:
     ) -> Response:
         sql = f"SELECT * FROM sensors ORDER BY sensor_id LIMIT {limit:d} OFFSET {offset:d}"  # noqa: S608 - two checked integers
 
-        def rows() -> pa.Table:
+        def rows() -> Answer:
             return runtime.store.query(sql, max_rows=limit, timeout=query_timeout)
 
-        return await workers.run(encode_table, await workers.run(rows), "json", {}, {})
+        table, _ = await workers.run(rows)
+        return await workers.run(encode_table, table, "json", {}, {})
 
     @router.get("/api/v1/dead-letters", summary="Rows that could not be used, by cause")
     async def dead_letters() -> Response:

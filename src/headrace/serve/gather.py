@@ -10,8 +10,8 @@ from collections import defaultdict, deque
 
 from headrace.errors import OverloadedError
 from headrace.formats.faults import FormatFaultError
-from headrace.model import Reject
-from headrace.serve.runtime import Receipt, Runtime
+from headrace.model import Receipt, Reject
+from headrace.serve.runtime import Runtime
 from headrace.serve.workers import Workers
 
 LARGEST = 16 * 2**10
@@ -128,7 +128,7 @@ class Gather:
 
 def _apart(receipt: Receipt, count: int) -> list[Receipt]:
     """The verdict on each row of a body of `count` rows."""
-    if receipt.total != count or len(receipt.rejects) != receipt.rejected:
+    if receipt.accepted + receipt.rejected != count or len(receipt.rejects) != receipt.rejected:
         raise AssertionError(
             f"{count} rows were pushed, and {receipt.accepted} + {receipt.rejected} came back"
         )

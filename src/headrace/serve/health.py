@@ -9,6 +9,8 @@ from fastapi.responses import Response
 from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel, ConfigDict, Field
 
+from headrace import __version__
+from headrace.errors import ConfigError
 from headrace.serve.answers import answer
 from headrace.serve.problems import ProblemError, did_you_mean
 from headrace.serve.runtime import Runtime
@@ -65,7 +67,8 @@ def health_routes(runtime: Runtime, workers: Workers) -> APIRouter:
 
     @router.get("/api/stream/status", summary="Sources, pipelines, sinks and topics at work")
     async def status() -> Response:
-        return answer(await workers.run(runtime.status), headers={"Cache-Control": "no-store"})
+        found = {"version": __version__, **await workers.run(runtime.status)}
+        return answer(found, headers={"Cache-Control": "no-store"})
 
     @router.post("/api/stream/start", summary="Start a source")
     async def start(body: StartStream) -> Response:
@@ -84,7 +87,7 @@ def health_routes(runtime: Runtime, workers: Workers) -> APIRouter:
             known = (await workers.run(runtime.status)).get("sources", {})
             detail = f"there is no source {str(source)[:100]!r}{did_you_mean(str(source), known)}"
             raise ProblemError("unknown_source", detail) from error
-        except ValueError as error:
+        except (ValueError, ConfigError) as error:
             raise ProblemError("invalid_request", str(error)) from error
         sources = (await workers.run(runtime.status)).get("sources", {})
         wanted = sources if source is None else {source: sources.get(source, {})}

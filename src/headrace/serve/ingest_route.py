@@ -12,6 +12,7 @@ from typing import Any
 
 from headrace.errors import OverloadedError
 from headrace.formats.faults import FormatFaultError
+from headrace.ingest import IdempotencyError, Receipt
 from headrace.model import Reject
 from headrace.serve.gather import Gather, is_one_row
 from headrace.serve.json_text import encode_json
@@ -22,10 +23,11 @@ from headrace.serve.problems import (
     Scope,
     Send,
     bug,
+    did_you_mean,
     encode_problem,
     from_error,
 )
-from headrace.serve.runtime import Receipt, Runtime
+from headrace.serve.runtime import Runtime
 from headrace.serve.workers import Workers
 
 DEFAULT_TOPIC = "events"
@@ -70,11 +72,12 @@ class IngestRoute:
         except Exception as error:  # noqa: BLE001 - whatever it is, the sender gets a problem and the log the cause
             problem = from_error(error) or bug(error, scope["path"])
             if not body.whole:
+                body.release()
                 await _refuse(send, receive, scope, problem)
                 return
             start, content = encode_problem(scope, problem, _NOSNIFF)
         finally:
-            self.in_flight -= body.size
+            body.release()
         await send(start)
         await send({"type": "http.response.body", "body": content})
 
@@ -98,7 +101,11 @@ class IngestRoute:
         try:
             receipt = await self._push(topic, body.take(), headers, (scope.get("client") or ("",))[0])
         except LookupError as error:
-            raise ProblemError("unknown_topic", str(error.args[0] if error.args else error)) from error
+            known = [name for name in self._runtime.log.topics() if not name.startswith("_")]
+            detail = f"there is no topic {topic[:100]!r}{did_you_mean(topic, known)}"
+            raise ProblemError("unknown_topic", detail) from error
+        except IdempotencyError as error:
+            raise ProblemError("key_reused", str(error)) from error
         except FormatFaultError as error:
             raise _fault(error) from error
         return _verdict(receipt, scope)
@@ -158,6 +165,12 @@ class _Body:
             if not message.get("more_body"):
                 self.whole = True
                 return
+
+    def release(self) -> None:
+        """Count it no more. May be called twice."""
+        self._route.in_flight -= self.size
+        self.size = 0
+        self._parts = []
 
     def take(self) -> bytes:
         """All of it; the parts are let go."""

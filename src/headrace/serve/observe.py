@@ -12,9 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headrace import __version__
 from headrace.errors import HeadraceError
+from headrace.jsonrows import to_json_columns
 from headrace.model import Rows, Span, Topic, concat
-from headrace.serve.answers import columns_of
 from headrace.serve.runtime import Runtime
 
 TAIL_ROWS = 2_000
@@ -58,8 +59,9 @@ class Observer:
             spans = [(p, runtime.log.extent(name, p)) for p in range(topic.partitions)]
             share = STATE_ROWS // topic.partitions
             rows = self._read(topic, [(p, Span(max(s.start, s.end - share), s.end)) for p, s in spans])
-            tables[name] = columns_of(newest(rows, LIVE[name], topic.at, STATE_ROWS))
+            tables[name] = to_json_columns(newest(rows, LIVE[name], topic.at, STATE_ROWS))
         return {
+            "version": __version__,
             "status": runtime.status(),
             "health": runtime.health(),
             "dead_letters": runtime.dead_letter_causes(),
@@ -122,7 +124,7 @@ class Observer:
                 spans.append((partition, Span(start, extent.end)))
             if count:
                 rows = newest(self._read(topic, spans), LIVE[name], topic.at, SENT_ROWS)
-                tables[name] = {"rows": count, "columns": columns_of(rows)}
+                tables[name] = {"rows": count, "columns": to_json_columns(rows)}
         return tables
 
     def _read(self, topic: Topic, spans: Sequence[tuple[int, Span]]) -> Rows:

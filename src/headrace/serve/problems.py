@@ -45,6 +45,7 @@ KINDS: Mapping[str, Kind] = {
     "unsupported_media_type": Kind(415, "This kind of body isn't accepted", "JSON, NDJSON, CSV and Arrow streams are, plain or as gzip or zstd."),
     "wrong_host": Kind(421, "This server isn't called by that name", "Add the name to server.hosts in the configuration."),
     "invalid_request": Kind(422, "Some parameters aren't valid", "`errors` names each one."),
+    "key_reused": Kind(422, "The Idempotency-Key was used before with another body", "Nothing was stored. Make a new key for a new body."),
     "all_rejected": Kind(422, "Not one row could be accepted", "`errors` gives the reason of each row; all are kept in the dead letters."),
     "overloaded": Kind(429, "Too much at once", "Nothing was stored. Wait for Retry-After seconds, then send it again."),
     "internal": Kind(500, "Something went wrong in headrace", "Look for the request id in headrace's own log."),

@@ -2,63 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-import pyarrow as pa
 from prometheus_client import CollectorRegistry
 
 from headrace.clock import Clock
 from headrace.config import Config
 from headrace.log import Log
-from headrace.model import Reject
-from headrace.units import Duration
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What became of one pushed body. `accepted + rejected == total`; all of it is durable already. `rejects` holds
-    every rejected row, with its index in the body.
-
-    `duplicate` says that the idempotency key was seen before: the counts are those of the first time, and nothing
-    was stored again.
-    """
-
-    accepted: int
-    rejected: int = 0
-    rejects: Sequence[Reject] = ()
-    duplicate: bool = False
-
-    @property
-    def total(self) -> int:
-        return self.accepted + self.rejected
-
-
-class Store(Protocol):
-    """Answers queries over everything committed so far."""
-
-    def query(self, sql: str, *, max_rows: int, timeout: Duration) -> pa.Table:
-        """Rows of a read-only query, at most `max_rows`. Raises QueryError with a message fit to show."""
-        ...
-
-    def data(
-        self,
-        topic: str,
-        *,
-        source_id: str | None = None,
-        metric: str | None = None,
-        start_us: int | None = None,
-        end_us: int | None = None,
-        limit: int = 100,
-        offset: int = 0,
-        cursor: str | None = None,
-    ) -> tuple[pa.Table, str | None]:
-        """One page of a topic, `start_us <= time < end_us`, and the cursor of the next one (None at the end).
-
-        Raises QueryError for a cursor it didn't make and for a filter on a column the topic hasn't.
-        """
-        ...
+from headrace.model import Receipt
+from headrace.store import Store
 
 
 class Runtime(Protocol):
@@ -85,15 +37,15 @@ class Runtime(Protocol):
         idempotency_key: str | None,
         client: str,
     ) -> Receipt:
-        """Decode, append durably, put rejects into the dead letters.
+        """Decode, append durably, put rejects into the dead letters; `Receipt.rejects` holds them all, by row.
 
-        Raises LookupError for an unknown topic (its text may suggest one), FormatFaultError for a body of which
-        nothing can be used, StorageFullError, or another RetryableError.
+        Raises LookupError for an unknown topic, FormatFaultError for a body of which nothing can be used,
+        IdempotencyError, StorageFullError, or another RetryableError.
         """
         ...
 
     def status(self) -> dict[str, Any]:
-        """Counts and states: `started_at`, `version`, `sources`, `pipelines`, `sinks`, `topics`, `log`, `rates`,
+        """Counts and states: `started_at`, `sources`, `pipelines`, `sinks`, `topics`, `log`, `rates`,
         `latency_ms`. Cheap: it is asked several times a second while somebody watches."""
         ...
 
@@ -102,7 +54,7 @@ class Runtime(Protocol):
         ...
 
     def start(self, source: str, interval: str | None) -> None:
-        """Start a source, with another interval if one is given. LookupError for an unknown one, ValueError for an
+        """Start a source, with another interval if one is given. LookupError for an unknown one, ConfigError for an
         interval that is none or that the source hasn't."""
         ...
 

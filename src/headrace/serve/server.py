@@ -22,6 +22,40 @@ HEAD_SECONDS = 15.0
 ABORT_SECONDS = 5.0
 
 
+class Server:
+    """The app on its sockets, in a thread of its own."""
+
+    def __init__(self, app: App, host: str, port: int) -> None:
+        self._app = app
+        self._host = host
+        self.port = port
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Listen, and come back once requests are answered. `port` is the real one then. Raises ConfigError."""
+        sockets = listen(self._host, self.port)
+        self.port = sockets[0].getsockname()[1]
+        started = threading.Event()
+        self._thread = threading.Thread(
+            target=serve,
+            args=(self._app, sockets, self._stop),
+            kwargs={"started": started.set},
+            name="serve",
+            daemon=True,
+        )
+        self._thread.start()
+        if not started.wait(30):
+            raise RuntimeError("the HTTP server did not start; its log tells why")
+
+    def stop(self) -> None:
+        """Finish requests at work, send viewers away, and close: within about a second. May be called twice."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+
 def listen(host: str, port: int) -> list[socket.socket]:
     """Sockets bound to every address of `host`; port 0 takes a free one. Raises ConfigError with what to do."""
     try:
@@ -125,6 +159,7 @@ class _Server(uvicorn.Server):
 class _Http(HttpToolsProtocol):
     """uvicorn's protocol with two bounds that it lacks: on the size of a request's head, and on how long one may take."""
 
+    _in_head = True
     _head = 0
     _timer: asyncio.TimerHandle | None = None
     _answering: Any = None
@@ -142,31 +177,29 @@ class _Http(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        was_head = self._in_head
         super().data_received(data)
-        if self._head and self._timer is None and not self.transport.is_closing():
+        if not self._in_head or self.transport.is_closing():
+            return
+        self._head = self._head + len(data) if was_head else 0
+        if self._head > MAX_HEAD:
+            self.send_400_response("The head of the request is too large.")
+        elif self._timer is None:
             self._watch()
 
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value))
-        super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
+        self._in_head = False
         self._head = 0
         self._unwatch()
         super().on_headers_complete()
 
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        super().on_message_begin()
+
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._answering = cycle
         super()._start_asgi_task(cycle, app)
-
-    def _count(self, more: int) -> None:
-        self._head += more
-        if self._head > MAX_HEAD:
-            raise ValueError("the head of the request is too large")  # the parser turns it into a 400
 
     def _watch(self) -> None:
         self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)

@@ -53,6 +53,7 @@ function onHello(data) {
     latency.add(0, at, history.p50[i]);
     latency.add(1, at, history.p99[i]);
   });
+  set("version", `headrace ${data.version}`);
   health = data.health; causes = data.dead_letters;
   for (const [topic, columns] of Object.entries(data.tables)) takeRows(topic, rowsOf(columns));
   takeStatus(data.status, time.now());
@@ -142,7 +143,6 @@ function showStatus() {
   const behind = entries("sinks").sort((a, b) => (b.lag_records ?? 0) - (a.lag_records ?? 0))[0];
   set("tile-lag", f.short(behind?.lag_records));
   set("tile-lag-note", behind?.lag_records ? `rows, most in ${behind.name}` : "rows");
-  set("version", `headrace ${status.version ?? ""}`);
   if (status.started_at) set("uptime", `up ${f.span(time.now() - f.toMs(status.started_at))}`);
 
   fill($("sources-table"), [

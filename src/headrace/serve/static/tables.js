@@ -48,7 +48,7 @@ function newRow(body, columns) {
 }
 
 const GOOD = new Set(["running", "ok", "connected", "idle", "closed", "finished"]);
-const WARN = new Set(["starting", "stopped", "paused", "retrying", "waiting", "half_open", "degraded", "stopping"]);
+const WARN = new Set(["starting", "stopped", "paused", "retrying", "waiting", "half_open", "degraded", "recovering"]);
 
 /** A state as a coloured word. */
 export function state(cell, word) {
