@@ -166,3 +166,10 @@ def pick_key(schema: pa.Schema, path: str, *, step: str, option: str = "by") -> 
     if pa.types.is_nested(found.type):
         raise PlanError(f"{step}: {option} can't be {path!r}, which is {found.type}; name a field inside it")
     return found
+
+
+def stored(array: pa.Array | None, type_: pa.DataType, rows: int) -> pa.Array:
+    """A column of saved state in the type it has now: a field that was not there yet is null."""
+    if array is None or array.null_count == rows:
+        return pa.nulls(rows, type_)
+    return array if array.type.equals(type_) else pc.cast(array, type_)

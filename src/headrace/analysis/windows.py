@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.analysis.aggregate import Bools, Table
+from headrace.analysis.columns import stored
 from headrace.analysis.groups import Coded, Ids, KeyIndex, grown
 from headrace.analysis.results import Plan
 from headrace.model import TIMESTAMP, Rows, concat, empty
@@ -183,7 +184,7 @@ class Windows:
         state = state.combine_chunks()
         arrays = {name: _whole(state.column(name)) for name in state.column_names}
         coded = self.keys.encode(
-            [_typed(arrays.get(k.name), k.type, state.num_rows) for k in self.plan.keys], state.num_rows
+            [stored(arrays.get(k.name), k.type, state.num_rows) for k in self.plan.keys], state.num_rows
         )
         keys = coded.of_rows()
         own = arrays["state:watermark"].to_numpy().astype(np.int64)
@@ -202,10 +203,3 @@ class Windows:
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-
-def _typed(array: pa.Array | None, type_: pa.DataType, rows: int) -> pa.Array:
-    """A stored key column in the type it has now: a field that was not there yet was null."""
-    if array is None or array.null_count == rows:
-        return pa.nulls(rows, type_)
-    return array if array.type.equals(type_) else pc.cast(array, type_)

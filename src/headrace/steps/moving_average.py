@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace.analysis.columns import Pick, floats, pick_key, pick_number, pick_time, times
+from headrace.analysis.columns import Pick, floats, pick_key, pick_number, pick_time, stored, times
 from headrace.analysis.groups import Ids, KeyIndex, compact, expand, grown, running_max, stable_order
 from headrace.analysis.moving import Floats, decayed_counts, first_after, smooth, window_sums
 from headrace.component import Aside, Duration, Operator, PlanError, Rows, Step, option
@@ -253,18 +253,11 @@ class _Operator(Operator):
         if not state.num_rows:
             return
         state = state.combine_chunks()
-        columns = [_typed(state, key) for key in self._plan.keys]
+        arrays = {name: state.column(name).combine_chunks() for name in state.column_names}
+        columns = [stored(arrays.get(key.name), key.type, state.num_rows) for key in self._plan.keys]
         keys = self._keys.encode(columns, state.num_rows).of_rows()
         self._resize(len(self._keys))
         self._load(keys, state)
-
-
-def _typed(state: pa.Table, key: Pick) -> pa.Array:
-    """A stored key column in the type it has now: a field that was not there yet was null."""
-    if key.name not in state.column_names or state.column(key.name).null_count == state.num_rows:
-        return pa.nulls(state.num_rows, key.type)
-    array = state.column(key.name).combine_chunks()
-    return array if array.type.equals(key.type) else pc.cast(array, key.type)
 
 
 class _Windowed(_Operator):
