@@ -101,7 +101,12 @@ class Reader:
         sinks = self._named(root, "sinks", lambda place, entry: self._sink(place, entry, directory))
 
         planned = plan_topics(
-            topics, sources, pipelines, sinks, self._broken(root, sources, pipelines), self.report
+            topics,
+            sources,
+            pipelines,
+            sinks,
+            self._broken(root, sources=sources, pipelines=pipelines),
+            self.report,
         )
         if self.problems:
             raise ConfigError(sorted(self.problems, key=lambda p: (not p.line, p.line, p.column)))
@@ -110,12 +115,11 @@ class Reader:
             server=server, engine=engine, warnings=tuple(self.warnings), file="" if self.document.file == SHIPPED else self.document.file,
         )  # fmt: skip
 
-    def _broken(
-        self, root: Mapping[str, Any], sources: Mapping[str, Any], pipelines: Mapping[str, Any]
-    ) -> bool:
-        """Whether a source or pipeline is missing because of its own problem: what it would write isn't known then."""
-        return len(sources) < len(root.get("sources") or ()) or len(pipelines) < len(
-            root.get("pipelines") or ()
+    def _broken(self, root: Mapping[str, Any], **found: Mapping[str, Any]) -> bool:
+        """Whether a part is missing because of its own problem: what it would write isn't known then."""
+        given = {name: root.get(name) or {} for name in found}
+        return any(
+            not isinstance(value, dict) or len(found[name]) < len(value) for name, value in given.items()
         )
 
     def _options(self, cls: type[Any], value: Any, name: str) -> Any:

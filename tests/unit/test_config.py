@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from headrace.config import Config, build, load_config
+from headrace.config_reader import Reader
 from headrace.errors import ConfigError
 from headrace.model import TIMESTAMP
+from headrace.old_config import modernise
 from headrace.units import Duration, Size
+from headrace.yaml_positions import parse, substitute
 from tests.unit.sample_components import Thermometer, fields
 
 SOURCE = 'sources:\n  t:\n    kind: "tests.unit.sample_components:Thermometer"\n'
@@ -361,3 +367,48 @@ def test_build_reports_every_option_and_takes_made_values() -> None:
         "sources.t.rate: a number is expected, not 'x'",
         "sources.t.divices: unknown option; did you mean devices?",
     ]
+
+
+# -- anything at all -----------------------------------------------------------------------------------
+
+WORDS = st.sampled_from(
+    ["events", "kind", "from", "to", "steps", "key", "schema", "at", "tests.unit.sample_components:Thermometer", "${X}", "${",
+     "tests.unit.sample_components:Tally", "tests.unit.sample_components:Nowhere", "10s", "t", "p", "payload", "timestamp", "late", "by"]
+)  # fmt: skip
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 10**20) | st.floats() | st.text(max_size=5) | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=4),
+    max_leaves=12,
+)
+SECTIONS = st.sampled_from(
+    [
+        "topics",
+        "sources",
+        "pipelines",
+        "sinks",
+        "server",
+        "engine",
+        "log",
+        "data_dir",
+        "data_sources",
+        "stream_config",
+    ]
+)
+
+
+@given(st.dictionaries(SECTIONS, st.dictionaries(WORDS, VALUES, max_size=3) | VALUES, max_size=4))
+@settings(max_examples=150, deadline=None)
+def test_any_content_gives_a_config_or_problems_never_a_crash(value: object) -> None:
+    reader = Reader(parse(json.dumps(value), "f"))
+    with suppress(ConfigError):
+        reader.problems += substitute(reader.document, {"X": "1"})
+        if reader.old_style():
+            reader = Reader(modernise(reader.document, parse("pipelines: {}", "default"), reader.warnings))
+        reader.config({}, None, None, None)
+
+
+@given(st.text(max_size=60) | st.binary(max_size=60))
+@settings(max_examples=150, deadline=None)
+def test_any_text_gives_values_or_problems_never_a_crash(text: str | bytes) -> None:
+    with suppress(ConfigError):
+        parse(text, "f")
