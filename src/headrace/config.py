@@ -185,9 +185,19 @@ def default_text() -> str:
 
 
 def kinds(family: Literal["sources", "steps", "sinks"]) -> tuple[str, ...]:
-    """Kinds that come with headrace, without importing them."""
+    """Kinds that come with headrace, without importing them: modules that hold the class of their name."""
     package = resources.files("headrace").joinpath(family)
-    return tuple(sorted(m.name for m in pkgutil.iter_modules([str(package)]) if not m.name.startswith("_")))
+    names = [m.name for m in pkgutil.iter_modules([str(package)]) if not m.name.startswith("_")]
+    return tuple(
+        sorted(
+            n for n in names if f"class {class_name(n)}(" in package.joinpath(f"{n}.py").read_text("utf-8")
+        )
+    )
+
+
+def class_name(kind: str) -> str:
+    """`file_tail` as `FileTail`."""
+    return "".join(word.title() for word in kind.split("_"))
 
 
 def _read(path: Path) -> Document:

@@ -325,3 +325,16 @@ def test_send_takes_standard_input_and_names_rejected_rows(door: Any) -> None:
         headrace("send", "-", "--url", url, text="").stderr
         == "error: there is nothing to send: the input is empty\n"
     )
+
+
+def test_generate_gives_so_many_events_that_can_be_sent(door: Any, tmp_path: Path) -> None:
+    file = tmp_path / "fleet.ndjson"
+    assert json.loads(run("generate", str(file), "--count", "1500", "-o", "seed=7", "--json").stdout) == {
+        "made": 1500
+    }
+    events = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(events) == 1500
+    assert {"sourceId", "timestamp", "payload"} <= set(events[0])
+    wrong = headrace("generate", "-o", "devises=3")
+    assert wrong.returncode == 2
+    assert "did you mean devices?" in wrong.stderr

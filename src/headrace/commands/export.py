@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _FORMATS = ("parquet", "csv", "ndjson", "arrow")
 _ROWS = 100_000
-_MOST = 50_000_000  # rows of a query
+_MOST = 10_000_000  # rows of a query
 
 
 @click.command()

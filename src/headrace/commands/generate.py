@@ -46,7 +46,10 @@ def command(
     from headrace.config import build
     from headrace.yaml_positions import parse_value
 
-    given: dict[str, Any] = {"rate": 0}
+    if count is None and url is None:
+        count = _BATCH
+    # So many as fast as can be; without an end, in real time.
+    given: dict[str, Any] = {"rate": 0} if count is not None else {}
     for text in options:
         name, equals, value = text.partition("=")
         if not equals:
@@ -54,8 +57,6 @@ def command(
         given[name.strip()] = parse_value(value)
     source = build(load("sources", "generate"), given, where="generate")
     assert isinstance(source, Source)
-    if count is None and url is None:
-        count = _BATCH
     verdict, made, run = Verdict(), 0, uuid.uuid4().hex
     with contextlib.ExitStack() as stack:
         client = Client(url) if url is not None else None
