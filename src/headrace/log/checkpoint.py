@@ -94,9 +94,11 @@ class Checkpointer:
             if frames * self._database.page_bytes > _RESTART_BYTES:
                 # Beyond what is kept, SQLite cuts the file off by itself (journal_size_limit).
                 self._committer.exclusive(
-                    lambda: connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+                    lambda: connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall(), "checkpointing"
                 )
         except (sqlite3.Error, HeadraceError) as error:
+            if self._stop:
+                return  # the log was closed meanwhile, and `close` does the rest
             # Appends go on, and meet the same disk: it is they who report to somebody.
             if not self._failing:
                 _log.warning(

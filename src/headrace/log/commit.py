@@ -36,7 +36,10 @@ class Committer:
         self._clock = clock
         self._observe = observe
         self._committed = committed
-        self._write = threading.RLock()  # held while the writing connection is in use
+        self._write = threading.Lock()  # held while the writing connection is in use
+        self._next = (
+            threading.Lock()
+        )  # held by who gets `_write` next, so that nobody takes it twice in a row
         self._mutex = threading.Lock()  # guards the three below
         self._pending: list[Draft] = []
         self._leading = False
@@ -72,7 +75,7 @@ class Committer:
             group, self._pending, self._heir = self._pending, [], None
         plan = None
         try:
-            with self._write:
+            with self._writing():
                 plan = self._commit(group)
         finally:
             with self._mutex:
@@ -123,9 +126,19 @@ class Committer:
 
         Appends wait meanwhile, so it must be short.
         """
-        with self._write:
-            yield from self._transaction(doing)
+        with self._writing(), self._transaction(doing) as state:
+            yield state
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._next:
+            self._write.acquire()
+        try:
+            yield
+        finally:
+            self._write.release()
+
+    @contextmanager
     def _transaction(self, doing: str) -> Iterator[tuple[sqlite3.Connection, dict[str, Stored]]]:
         if self._closed:
             raise RetryableError("the log is closed")
@@ -161,7 +174,7 @@ class Committer:
     def _commit(self, group: Sequence[Draft]) -> Plan | None:
         """Commit a group; a draft that can't be is told so and left out. None when nothing was committed."""
         try:
-            with self.alone("appending") as (connection, topics):
+            with self._transaction("appending") as (connection, topics):
                 plan = Plan(connection, topics, self._ends, self._clock.now_us())
                 for draft in group:
                     try:
@@ -187,13 +200,18 @@ class Committer:
             draft.placed(spans)
         return plan
 
-    def exclusive(self, work: Callable[[], T]) -> T:
+    def exclusive(self, work: Callable[[], T], doing: str) -> T:
         """Do something while nothing is being committed by this process or another."""
-        with self._write, self._database.alone():
-            return work()
+        with self._writing(), self._database.alone():
+            if self._closed:
+                raise RetryableError("the log is closed")
+            try:
+                return work()
+            except sqlite3.Error as error:
+                raise translate(error, doing) from error
 
     def close(self) -> None:
-        with self._write:
+        with self._writing():
             self._closed = True
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from headrace.log.commit import Committer
 from headrace.log.database import Database, Topics
@@ -13,7 +13,8 @@ from headrace.log.tail import Tail
 
 _STEP_BYTES = 4 * 2**20  # deleted in one transaction: appends wait for a few milliseconds at most
 _STEP_BATCHES = 256
-_STEP_PAGES = 256
+_STEP_PAGES = 64
+_DELETE_PAGES = 32  # that a step writes, about
 _SLACK_BYTES = (
     2**20
 )  # freed pages that stay in the file for the next appends; so does a twentieth of the file
@@ -22,19 +23,27 @@ Batch = tuple[int, int, int, int, int, int]
 """(appended at, partition, base, rows, bytes, frame)."""
 
 
-def retain(database: Database, topics: Topics, committer: Committer, tail: Tail, now_us: int) -> int:
+def retain(
+    database: Database,
+    topics: Topics,
+    committer: Committer,
+    tail: Tail,
+    now_us: int,
+    grown: Callable[[int], None],
+) -> int:
     """Delete whole batches that are older than their topic's retention or beyond its size and that no reader wants.
-    The number of rows deleted."""
+    The number of rows deleted. `grown` is told about how many bytes each step has added to the write-ahead log."""
     deleted = 0
     with database.reader("looking for old rows") as connection:
         for stored in topics.read(connection).values():
             for step in _steps(_expired(connection, stored, now_us)):
                 count = _delete(committer, tail, stored, step)
                 deleted += count
+                grown(_DELETE_PAGES * database.page_bytes)
                 if count < sum(batch[3] for batch in step):
                     break  # a reader has come in between
     if deleted:
-        _shrink(database, committer)
+        _shrink(database, committer, grown)
     return deleted
 
 
@@ -136,13 +145,18 @@ def _delete(committer: Committer, tail: Tail, stored: Stored, step: list[Batch])
     return deleted
 
 
-def _shrink(database: Database, committer: Committer) -> None:
+def _shrink(database: Database, committer: Committer, grown: Callable[[int], None]) -> None:
     """Move pages from the end of the file into freed ones, a few at a time, and cut the file off."""
-    while True:
-        with committer.alone("giving disk space back") as (connection, _):
-            free = connection.execute("PRAGMA freelist_count").fetchone()[0]
-            pages = connection.execute("PRAGMA page_count").fetchone()[0]
-            slack = max(_SLACK_BYTES // database.page_bytes, pages // 20)
-            if free <= slack:
-                return
-            connection.execute(f"PRAGMA incremental_vacuum({min(_STEP_PAGES, free - slack)})").fetchall()
+
+    def step() -> int:
+        connection = database.writer
+        free = connection.execute("PRAGMA freelist_count").fetchone()[0]
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        count = min(_STEP_PAGES, free - max(_SLACK_BYTES // database.page_bytes, pages // 20))
+        if count > 0:
+            # A script, because `execute` moves a single page and leaves it at that.
+            connection.executescript(f"PRAGMA incremental_vacuum({count})")
+        return int(count)
+
+    while (moved := committer.exclusive(step, "giving disk space back")) > 0:
+        grown(moved * database.page_bytes)

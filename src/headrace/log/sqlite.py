@@ -250,7 +250,9 @@ class SqliteLog:
     # -- keeping it small --------------------------------------------------------------------------
 
     def retain(self, now_us: int) -> int:
-        deleted = retain(self._database, self._topics, self._committer, self._tail, now_us)
+        deleted = retain(
+            self._database, self._topics, self._committer, self._tail, now_us, self._checkpointer.grown
+        )
         if deleted:
             self._checkpointer.now()
         return deleted
