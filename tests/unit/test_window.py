@@ -258,6 +258,9 @@ def test_early_results_of_hopping_and_session_windows() -> None:
         (pa.dictionary(pa.int8(), pa.string()), ["z", "y", None, "z"]),
         (pa.large_string(), ["z", "y", None, "z"]),
         (pa.float64(), [float("nan"), 1.0, None, float("nan")]),
+        (pa.string_view(), ["z", "y", None, "z"]),
+        (pa.float16(), [3.0, 1.0, None, 3.0]),
+        (pa.uint64(), [2**64 - 1, 1, None, 2**64 - 1]),
         (pa.date32(), [3, 1, None, 3]),
         (TIMESTAMP, [3, 1, None, 3]),
         (pa.binary(), [b"z", b"\xff", None, b"z"]),
@@ -265,7 +268,7 @@ def test_early_results_of_hopping_and_session_windows() -> None:
 )
 def test_keys_of_any_plain_type(type_: pa.DataType, values: list[Any]) -> None:
     schema = pa.schema([("key", type_), ("timestamp", TIMESTAMP)])
-    step = Window(length=seconds("10s"), by=["key"])
+    step = Window(length=seconds("10s"), by=["key"], count="*", first="key", distinct="key")
     batch = pa.RecordBatch.from_arrays([pa.array(values, type_), pa.array([1] * 4, TIMESTAMP)], schema=schema)
     operator, other = step.open(schema), step.open(schema)
     operator.process(batch, 1)
