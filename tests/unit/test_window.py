@@ -304,6 +304,15 @@ def test_an_encoded_key_column_means_the_same_whatever_its_dictionary() -> None:
 PAYLOAD = pa.struct([("room", pa.string()), ("temp", pa.float64())])
 
 
+def test_a_full_dictionary_has_room_for_null() -> None:
+    schema = pa.schema([("k", pa.dictionary(pa.int8(), pa.string())), ("timestamp", TIMESTAMP)])
+    codes = pa.array([*range(128), None], pa.int8())
+    keys = pa.DictionaryArray.from_arrays(codes, pa.array([f"w{i}" for i in range(128)]))
+    batch = pa.RecordBatch.from_arrays([keys, pa.array([1] * 129, TIMESTAMP)], schema=schema)
+    out = Window(length=seconds("10s"), by="k").open(schema).process(batch, 10 * S)
+    assert (out.num_rows, out.column("k").null_count) == (129, 1)
+
+
 def test_dotted_paths_go_into_structs_and_come_out_under_their_last_part() -> None:
     schema = pa.schema([("source_id", pa.string()), ("timestamp", TIMESTAMP), open_struct(list(PAYLOAD))])
     step = Window(length=seconds("10s"), by=["source_id", "payload.room"], avg="payload.temp")
