@@ -14,6 +14,6 @@ def pause(attempt: int, name: str, *, asked: float | None = None) -> float:
     The jitter is 50 to 100 % of the exponential pause, taken from a hash of name and attempt: components that failed
     together come back apart, and a simulation sees the same pauses each time. `asked` is what the other side asked for.
     """
-    longest = min(LONGEST, FIRST * 2 ** min(attempt - 1, 20))
+    longest = min(LONGEST, FIRST * 2.0 ** min(attempt - 1, 20))
     share = 0.5 + 0.5 * (zlib.crc32(f"{name}:{attempt}".encode()) / 2**32)
     return max(longest * share, min(asked or 0.0, 300.0))

@@ -25,7 +25,18 @@ import msgspec
 import pyarrow as pa
 
 from headrace.errors import ConfigError, DataError, PlanError, RetryableError
-from headrace.model import DEAD_LETTERS, EVENTS, TIMESTAMP, Cursor, Epoch, Reject, Rows, Span, Topic
+from headrace.model import (
+    DEAD_LETTERS,
+    EVENTS,
+    TIMESTAMP,
+    Cursor,
+    Epoch,
+    Reject,
+    Rows,
+    Span,
+    Topic,
+    open_struct,
+)  # fmt: skip
 from headrace.units import Duration, Size
 
 __all__ = [
@@ -49,15 +60,9 @@ def option(
     examples: list[Any] | None = None,
 ) -> msgspec.Meta:
     """What belongs to an option beside its type and default: a description and its limits."""
-    return msgspec.Meta(
-        description=description,
-        ge=ge,
-        le=le,
-        gt=gt,
-        pattern=pattern,
-        min_length=min_length,
-        examples=examples,
-    )
+    given = {"ge": ge, "le": le, "gt": gt, "pattern": pattern, "min_length": min_length, "examples": examples}
+    limits: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return msgspec.Meta(description=description, **limits)
 
 
 class Component(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -184,7 +189,7 @@ class Operator(Protocol):
 
     def side(self, topic: str, rows: Rows) -> None:
         """Rows of a topic in `Step.reads`, handed over before `process` in the same epoch."""
-        raise TypeError(f"{type(self).__name__} reads no topic beside its own")
+        raise TypeError(f"{type(self).__name__} reads no topic beside its own, and got rows of {topic}")
 
     def aside(self) -> Sequence[Aside]:
         """What the last `process` put aside. Handed out once."""
@@ -192,7 +197,7 @@ class Operator(Protocol):
 
     def refresh(self, now_us: int) -> None:
         """Called between epochs, where I/O is allowed: reload a lookup table."""
-        return  # an empty body would make it abstract to mypy
+        return
 
     def snapshot(self) -> pa.Table:
         """The state as rows, key columns first. A table without columns when there is none."""
@@ -203,6 +208,7 @@ class Operator(Protocol):
 
         The schema may have grown since; rows of several snapshots may have been put together or filtered by key.
         """
+        return
 
 
 class Step(Component, frozen=True):
@@ -211,6 +217,46 @@ class Step(Component, frozen=True):
     shape: ClassVar[Literal["map", "filter", "expand", "absorb"]] = "map"
     """How rows are accounted for: `map` gives one row for each, `filter` drops some on purpose, `expand` and
     `absorb` give other rows than came in."""
+
+    @classmethod
+    def example_input(cls) -> Rows:
+        """Rows that `example()` works on, in order of time; the conformance suite cuts them in every way.
+
+        By default, readings of three devices with nested, missing and repeated values, as columns of events and, in the
+        same row, of measurements.
+        """
+        fields = [pa.field("temperature", pa.float64()), pa.field("humidity", pa.int64())]
+        measurement = [("sensor_id", pa.string()), ("metric", pa.string()), ("value", pa.float64())]
+        payload = open_struct([*fields, pa.field("battery", pa.struct([pa.field("volt", pa.float64())]))])
+        return pa.RecordBatch.from_pylist(
+            [
+                {
+                    "source_id": f"device-{i % 3}",
+                    "timestamp": 1_700_000_000_000_000 + (i - i % 5) * 700_000,
+                    "received_at": 1_700_000_000_250_000 + i * 700_000,
+                    "event_type": (None, "reading", "reading", "status")[i % 4],
+                    "payload": None
+                    if i % 11 == 10
+                    else {
+                        "temperature": None if i % 7 == 6 else 15.0 + (i * 37 % 53),
+                        "humidity": 40 + i * 13 % 70,
+                        "battery": None if i % 4 else {"volt": 3.0 + i % 8 / 10},
+                    },
+                    "sensor_id": f"device-{i % 3}",
+                    "metric": ("temperature", "humidity")[i // 3 % 2],
+                    "value": None if i % 13 == 12 else float(i * 17 % 29),
+                }
+                for i in range(60)
+            ],
+            schema=pa.schema(
+                [*list(EVENTS)[:-1], payload, *(pa.field(name, type_) for name, type_ in measurement)]
+            ),
+        )
+
+    @classmethod
+    def example_sides(cls) -> Mapping[str, Rows]:
+        """For a step that reads other topics: rows of each, to go with `example_input()`."""
+        return {}
 
     def output(self, schema: pa.Schema) -> pa.Schema:
         """Columns after this step. Raises PlanError naming the column and what was there."""

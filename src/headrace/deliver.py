@@ -7,6 +7,7 @@ pauses behind a circuit breaker; rows that the target will never take go to the 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,6 +43,9 @@ class Delivery:
     last_error: str = ""
     first: dict[int, int] = field(default_factory=dict)  # partition -> offset where this process began
     positions: dict[int, int] = field(default_factory=dict)  # partition -> next offset to write
+    buried: set[tuple[int, int]] = field(
+        default_factory=set
+    )  # (partition, offset) in the dead letters already
 
 
 class Deliver:
@@ -79,7 +83,8 @@ class Deliver:
                         "sink is interrupted; rows wait in the log and will be written", error=str(error)
                     )
                 self._enter(state, "retrying", "open")
-                writer = _close(writer)
+                _close(writer)
+                writer = None
                 self._clock.wait(stop, pause(attempt, state.name, asked=error.after))
             except HeadraceError as error:
                 log.error("sink stopped; fix it and start it again", error=str(error))
@@ -161,8 +166,7 @@ class Deliver:
 
     def _write(self, writer: Writer, state: Delivery, partition: int, span: Span) -> None:
         rows = self._log.read(state.topic, partition, span)
-        dead: list[tuple[int, Reject]] = []
-        indices = np.arange(rows.num_rows)
+        offsets = np.arange(span.start, span.end)
         began = self._clock.monotonic()
         while True:
             try:
@@ -173,37 +177,37 @@ class Deliver:
                     raise
                 refused = np.zeros(rows.num_rows, bool)
                 refused[list(error.rows)] = True
-                bad = rows.filter(pa.array(refused))
-                dead += [
-                    (int(i), Reject(raw, error.code, str(error)))
-                    for i, raw in zip(indices[refused], as_json(bad), strict=True)
-                ]
-                rows, indices = rows.filter(pa.array(~refused)), indices[~refused]
-        self._commit(state, partition, span, dead)
-        self._metrics.epoch.labels(state.name, "sink").observe(self._clock.monotonic() - began)
-        state.written += rows.num_rows
-        state.dead += len(dead)
-
-    def _commit(self, state: Delivery, partition: int, span: Span, dead: list[tuple[int, Reject]]) -> None:
+                raws = as_json(rows.filter(pa.array(refused)))
+                rejects = [Reject(raw, error.code, str(error)) for raw in raws]
+                self._bury(state, partition, offsets[refused].tolist(), rejects)
+                rows, offsets = rows.filter(pa.array(~refused)), offsets[~refused]
         with self._log.transaction() as transaction:
             transaction.position(_reader(state), state.topic, partition, span.end)
-            if dead:
-                rejects = [reject for _, reject in dead]
-                places = [(partition, span.start + index) for index, _ in dead]
-                transaction.append(
-                    "dead_letters",
-                    0,
-                    dead_letters(
-                        rejects,
-                        now_us=self._clock.now_us(),
-                        topic=state.topic,
-                        component=state.name,
-                        places=places,
-                    ),
-                )
-        for _, reject in dead:
-            self._metrics.dead_letters.labels(state.topic, state.name, reject.code).inc()
         state.positions[partition] = span.end
+        state.buried = {place for place in state.buried if place[0] != partition}
+        self._metrics.epoch.labels(state.name, "sink").observe(self._clock.monotonic() - began)
+        state.written += rows.num_rows
+        state.dead += len(span) - rows.num_rows
+
+    def _bury(
+        self, state: Delivery, partition: int, offsets: Sequence[int], rejects: Sequence[Reject]
+    ) -> None:
+        """Put refused rows into the dead letters, before the target goes past them: a crash in between gives a dead
+        letter twice, at the same place, and never none. A retry in this process finds them in `buried`."""
+        fresh = [i for i, offset in enumerate(offsets) if (partition, offset) not in state.buried]
+        if not fresh:
+            return
+        letters = dead_letters(
+            [rejects[i] for i in fresh],
+            now_us=self._clock.now_us(),
+            topic=state.topic,
+            component=state.name,
+            places=[(partition, offsets[i]) for i in fresh],
+        )
+        self._log.append("dead_letters", 0, letters)
+        state.buried.update((partition, offsets[i]) for i in fresh)
+        for i in fresh:
+            self._metrics.dead_letters.labels(state.topic, state.name, rejects[i].code).inc()
 
     def _enter(self, state: Delivery, name: str, circuit: str) -> None:
         if state.state != name:

@@ -5,7 +5,8 @@ HeadraceError
 ├── PlanError          fix the pipeline: a column, type or topic isn't what a step needs
 ├── DataError          some rows can't be used by a sink; they go to the dead letters, the rest goes on
 ├── RetryableError     wait: the same call is expected to work later
-│   └── StorageFullError   the disk under the log is full
+│   ├── StorageFullError   the disk under the log is full
+│   └── OverloadedError    more came at once than may wait
 ├── DataDirInUseError  another process owns the data directory
 ├── FormatError        the data directory was written by a newer headrace
 ├── FencedError        another worker took over these partitions; stop
@@ -79,6 +80,10 @@ class RetryableError(HeadraceError):
 
 class StorageFullError(RetryableError):
     """The disk is full. Nothing of the refused write was kept; reads still work."""
+
+
+class OverloadedError(RetryableError):
+    """More work came at once than may wait in memory. Nothing of the refused work was kept."""
 
 
 class DataDirInUseError(HeadraceError):

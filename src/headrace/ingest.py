@@ -23,7 +23,7 @@ from headrace.errors import HeadraceError, PlanError, RetryableError
 from headrace.formats import decode, decompress
 from headrace.log import Log
 from headrace.metrics import Metrics
-from headrace.model import TIMESTAMP, Cursor, Reject, Rows, Topic, as_json, dead_letters, split
+from headrace.model import TIMESTAMP, Cursor, Receipt, Reject, Rows, Topic, as_json, dead_letters, split
 from headrace.units import Duration, Size
 
 logger = structlog.get_logger("headrace.ingest")
@@ -49,17 +49,6 @@ _REMEMBERED_KEYS = 100_000
 
 class IdempotencyError(HeadraceError):
     """The Idempotency-Key was used before with another body."""
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What became of a pushed body. `rejects` are in the dead letters. `duplicate`: it was stored before."""
-
-    accepted: int
-    rejected: int
-    total: int
-    rejects: Sequence[Reject] = ()
-    duplicate: bool = False
 
 
 @dataclass
@@ -182,7 +171,7 @@ class Ingest:
             size=len(body),
         )
         accepted = decoded.accepted - (len(rejects) - len(decoded.rejects))
-        return Receipt(accepted, len(rejects), decoded.total, rejects)
+        return Receipt(accepted, len(rejects), rejects)
 
     def _remember(self, key: str, digest: bytes, receipt: Receipt) -> None:
         self._keys[key] = (digest, receipt)
@@ -195,8 +184,7 @@ class Ingest:
         while start < extent.end:
             span = self._log.bounded(IDEMPOTENCY.name, 0, start, max_rows=10_000, max_bytes=2**24)
             for row in self._log.read(IDEMPOTENCY.name, 0, span).to_pylist():
-                total = row["accepted"] + row["rejected"]
-                self._remember(row["key"], row["digest"], Receipt(row["accepted"], row["rejected"], total))
+                self._remember(row["key"], row["digest"], Receipt(row["accepted"], row["rejected"]))
             start = span.end
 
     # -- storing -----------------------------------------------------------------------------------

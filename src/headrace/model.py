@@ -117,6 +117,23 @@ class Reject:
 
 
 @dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of a pushed body; all of it is durable. `rejects` are in the dead letters.
+
+    `duplicate`: the Idempotency-Key was seen before; the counts are those of the first time, nothing was stored again.
+    """
+
+    accepted: int
+    rejected: int = 0
+    rejects: Sequence[Reject] = ()
+    duplicate: bool = False
+
+    @property
+    def total(self) -> int:
+        return self.accepted + self.rejected
+
+
+@dataclass(frozen=True, slots=True)
 class Epoch:
     """One micro-batch of one pipeline worker, recorded in the transaction that commits its outputs.
 
@@ -223,7 +240,10 @@ def _unify_types(old: pa.DataType, new: pa.DataType, policy: OnNewField, path: s
     if pa.types.is_list(old) and pa.types.is_list(new):
         return pa.list_(_unify_types(old.value_type, new.value_type, policy, path))
     if pa.types.is_integer(old) and pa.types.is_integer(new):
-        return old if old.bit_width >= new.bit_width else new
+        if old.bit_width >= new.bit_width:
+            return old
+        signed = pa.types.is_signed_integer(old) and pa.types.is_unsigned_integer(new)
+        return pa.int64() if signed else new  # what was stored must fit: no uint64 over negative numbers
     if (pa.types.is_floating(old) or pa.types.is_integer(old)) and (
         pa.types.is_floating(new) or pa.types.is_integer(new)
     ):
@@ -262,7 +282,20 @@ def _conform(array: pa.Array, type_: pa.DataType) -> pa.Array:
         return pa.StructArray.from_arrays(children, fields=list(type_), mask=mask)
     if pa.types.is_null(array.type):
         return pa.nulls(len(array), type_)
-    return pc.cast(array, type_)
+    return pc.cast(
+        array, options=pc.CastOptions(type_, allow_float_truncate=not _truncates(array.type, type_))
+    )
+
+
+def _truncates(have: pa.DataType, want: pa.DataType) -> bool:
+    """Whether a cast would cut decimals off somewhere. Without that, integers beyond 2^53 may become doubles:
+    rows stored as int64 must stay readable after their field has grown to double."""
+    if pa.types.is_list(have) and pa.types.is_list(want):
+        return _truncates(have.value_type, want.value_type)
+    if pa.types.is_struct(have) and pa.types.is_struct(want):
+        fields = {f.name: f.type for f in have}
+        return any(_truncates(fields[f.name], f.type) for f in want if f.name in fields)
+    return bool(not pa.types.is_integer(have) and pa.types.is_integer(want))
 
 
 def concat(batches: Sequence[Rows], schema: pa.Schema) -> Rows:

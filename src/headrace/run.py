@@ -26,14 +26,17 @@ from headrace.engine.checkpoint import CheckpointStore
 from headrace.engine.group import Group, ProcessGroup, ThreadGroup
 from headrace.engine.local import EngineLimits
 from headrace.errors import ConfigError, HeadraceError, PlanError
-from headrace.ingest import Ingest, Limits, Receipt, Shard
+from headrace.ingest import Ingest, Limits, Shard
+from headrace.lake import DeltaTableRef, table_uri
 from headrace.log import open_log
 from headrace.log.lock import DataDirLock
 from headrace.metrics import Metrics, Readings
+from headrace.model import Receipt
 from headrace.monitor import Monitor
 from headrace.sinks.delta import Delta
 from headrace.sinks.sensors import Sensors
-from headrace.store import DeltaTableRef, Store
+from headrace.store import Limits as StoreLimits
+from headrace.store import Store
 from headrace.units import Duration
 
 logger = structlog.get_logger("headrace")
@@ -134,7 +137,8 @@ class Runtime:
             for name in changed_sinks:
                 self._stop_sink(name)
             self.config = dataclasses.replace(config, **{name: getattr(old, name) for name in fixed})
-            self.store.replace(self._tables(config))
+            self.store, before = self._make_store(config), self.store
+            before.close()
             for name in changed_sinks:
                 if name in config.sinks:
                     self._start_sink(config.sinks[name])
@@ -240,10 +244,8 @@ class Runtime:
         )
 
     def _make_store(self, config: Config) -> Store:
-        return Store(self.log, self._tables(config), catalog_path=config.data_dir / "catalog.db")
-
-    def _tables(self, config: Config) -> dict[str, DeltaTableRef]:
-        return delta_tables(config)
+        limits = StoreLimits(memory=config.server.query_memory)
+        return Store(self.log, delta_tables(config), config.data_dir / "catalog.db", limits)
 
     def _start_sink(self, entry: SinkEntry) -> None:
         sink = entry.sink
@@ -308,12 +310,13 @@ class Runtime:
 
 def delta_tables(config: Config) -> dict[str, DeltaTableRef]:
     """The Delta table of each topic that a delta sink stores: what queries read beside the log."""
-    tables = {}
+    tables: dict[str, DeltaTableRef] = {}
     for entry in config.sinks.values():
         if isinstance(entry.sink, Delta):
             for topic in entry.topics:
                 tables.setdefault(
-                    topic, DeltaTableRef(entry.sink.table(topic), entry.sink.storage_options, entry.name)
+                    topic,
+                    DeltaTableRef(table_uri(entry.sink.path, topic), entry.sink.storage_options, entry.name),
                 )
     return tables
 
@@ -358,34 +361,47 @@ def main(
     configure_logging(json=not sys.stderr.isatty())
     sys.setswitchinterval(0.001)  # epochs and requests share the interpreter; long slices show as latency
     stop, changed = threading.Event(), threading.Event()
+
+    def end(*_: object) -> None:
+        stop.set()
+        changed.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: (stop.set(), changed.set()))
+        signal.signal(number, end)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda *_: changed.set())
     runtime = Runtime(config)
+    server = Server(create_app(runtime), config.server.host, config.server.port)
     try:
-        server = Server(create_app(runtime), config.server.host, config.server.port)
         server.start()
-        announce(f"http://{_shown(config.server.host)}:{server.port}/")
         runtime.start_all()
-        seen = _mtime(config.file)
-        while not stop.is_set():
-            if changed.wait(1.0):
-                changed.clear()
-            elif reload is None or _mtime(config.file) == seen:
-                continue
-            seen = _mtime(config.file)
-            if reload is not None and not stop.is_set():
-                try:
-                    runtime.reload(reload())
-                except HeadraceError as error:
-                    logger.error(
-                        "the changed configuration is not used; the one before goes on", error=str(error)
-                    )
-        server.stop()
+        announce(f"http://{_shown(config.server.host)}:{server.port}/")
+        _watch(runtime, reload, stop, changed)
+        logger.info("stopping; what was accepted is in the log")
     finally:
+        server.stop()
         runtime.close()
     return 0
+
+
+def _watch(
+    runtime: Runtime, reload: Callable[[], Config] | None, stop: threading.Event, changed: threading.Event
+) -> None:
+    """Until `stop`: take over a changed configuration, on SIGHUP or when the file has changed."""
+    seen = _mtime(runtime.config.file)
+    while not stop.is_set():
+        if changed.wait(1.0):
+            changed.clear()
+        elif _mtime(runtime.config.file) == seen:
+            continue
+        seen = _mtime(runtime.config.file)
+        if reload is not None and not stop.is_set():
+            try:
+                runtime.reload(reload())
+            except HeadraceError as error:
+                logger.error(
+                    "the changed configuration is not used; the one before goes on", error=str(error)
+                )
 
 
 def _shown(host: str) -> str:

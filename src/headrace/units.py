@@ -22,8 +22,8 @@ _BYTES = {
     "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
 }  # fmt: skip
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d|w)")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(us|ms|s|m|h|d|w)")
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -44,7 +44,7 @@ class Duration:
                 raise ValueError(f"{text} is not a duration; write for instance 10s, 500ms or 1h30m")
             return cls(round(text * 1_000_000))
         compact = text.replace(" ", "")
-        if re.fullmatch(r"\d+(\.\d+)?", compact):
+        if re.fullmatch(r"[0-9]+(\.[0-9]+)?", compact):
             return cls.parse(float(compact))
         parts = _DURATION.findall(compact)
         if not parts or "".join(number + unit for number, unit in parts) != compact:

@@ -40,6 +40,15 @@ def test_when_all_are_idle_it_goes_on_with_the_clock() -> None:
     assert mark.advance(65.0) == 165 * S
 
 
+def test_an_input_that_stays_empty_holds_it_back_for_idle_after() -> None:
+    mark = make()
+    mark.watch([A, B], 0.0)
+    mark.see(A, 100 * S, 1.0)
+    assert mark.advance(2.0) == NONE_US
+    mark.see(A, 200 * S, 5.5)
+    assert mark.advance(5.5) == 200 * S
+
+
 def test_silence_counts_from_a_restart_not_from_before() -> None:
     mark = make()
     mark.restore(50 * S, {A: 60 * S}, 1000.0)

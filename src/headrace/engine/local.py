@@ -20,7 +20,7 @@ from headrace.backoff import pause
 from headrace.clock import Clock
 from headrace.engine.chain import Chain, Outcome
 from headrace.engine.checkpoint import Checkpoint
-from headrace.engine.watermark import NONE_US, Input, Watermark
+from headrace.engine.watermark import Input, Watermark
 from headrace.errors import FencedError, HeadraceError, RetryableError
 from headrace.log import Log
 from headrace.model import Epoch, Reject, Rows, Span, dead_letters, split
@@ -129,6 +129,7 @@ class Worker:
         for name, partition in self._inputs:
             start = self._log.extent(name, partition).start
             self._positions[name, partition] = max(committed.get((name, partition), start), start)
+        self._watermark.watch(self._inputs, now)
         replayed = 0
         for epoch in self._log.epochs(self.pipeline.name, self._worker):
             if checkpoint is None or epoch.number > checkpoint.epoch:
@@ -252,11 +253,7 @@ class Worker:
 
     def _time_moves(self, now: float) -> bool:
         """On an idle stream: whether the watermark has moved enough to let windows close."""
-        if (
-            not self._chain.stateful
-            or self._watermark.current_us == NONE_US
-            or now - self._last_tick < self._tick
-        ):
+        if not self._chain.stateful or not self._watermark.newest_us or now - self._last_tick < self._tick:
             return False
         silence = now - self._quiet_since
         if silence < self.pipeline.idle_after.seconds:
@@ -318,10 +315,8 @@ class Worker:
                 if stop is None:
                     raise
                 if self._clock.wait(stop, pause(attempt, self.pipeline.name, asked=error.after)):
-                    return (
-                        self._fail("stopped while the log could not be written; the last epoch runs again")
-                        or False
-                    )
+                    self._fail("stopped while the log could not be written; the last epoch runs again")
+                    return False
         if attempt:
             logger.info("committing epochs works again", pipeline=self.pipeline.name, failures=attempt)
             self._enter("running")

@@ -113,12 +113,12 @@ def _write(log: Log, topic: str, rows: Rows) -> int:
     spec = log.topics()
     for partition, part in split(rows, spec[topic].key, spec[topic].partitions).items():
         log.append(topic, partition, part)
-    return rows.num_rows
+    return int(rows.num_rows)
 
 
 def _real_rows(log: Log, topic: str, start_us: int) -> Rows:
     spec = log.topics()[topic]
-    batches = []
+    batches: list[Rows] = []
     for partition in range(spec.partitions):
         extent = log.extent(topic, partition)
         position = max(extent.start, log.nearest(topic, partition, start_us))

@@ -42,6 +42,8 @@ def rescale(
         )
         worker.open()
         recovered.append(worker.state_after())
+    # The worker furthest behind comes first: its watermark is the one that no key's rows are late for.
+    recovered.sort(key=lambda checkpoint: checkpoint.watermark_us)
     topic = log.topics()[pipeline.topics[0]]
     last = {
         number: epoch.number for (name, number), (epoch, _) in log.counts().items() if name == pipeline.name

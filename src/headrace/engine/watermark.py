@@ -7,7 +7,7 @@ clock, so that windows close on a stream that has stopped. It never goes back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from headrace.units import Duration
@@ -29,6 +29,12 @@ class Watermark:
     newest_us: dict[Input, int] = field(default_factory=dict)
     _heard: dict[Input, float] = field(default_factory=dict)
 
+    def watch(self, sources: Iterable[Input], at: float) -> None:
+        """These inputs are read from now on. One that stays empty holds the watermark back for `idle_after`, like one
+        that falls silent: its first rows may be older than what the others have shown."""
+        for source in sources:
+            self._heard.setdefault(source, at)
+
     def see(self, source: Input, newest_us: int, at: float) -> None:
         """Rows of an input were read; `newest_us` is their greatest event time."""
         self.newest_us[source] = max(newest_us, self.newest_us.get(source, NONE_US))
@@ -41,16 +47,12 @@ class Watermark:
         self._heard = dict.fromkeys(newest_us, at)
 
     def advance(self, at: float) -> int:
-        """The watermark at monotonic time `at`. An input that has never had rows is idle."""
+        """The watermark at monotonic time `at`."""
         if not self.newest_us:
             return self.current_us
-        active = [
-            newest
-            for source, newest in self.newest_us.items()
-            if at - self._heard[source] < self.idle_after.seconds
-        ]
+        active = [source for source, heard in self._heard.items() if at - heard < self.idle_after.seconds]
         if active:
-            reached = min(active)
+            reached = min(self.newest_us.get(source, NONE_US) for source in active)
         else:
             silence = at - max(self._heard.values())
             reached = max(self.newest_us.values()) + round(silence * 1_000_000)

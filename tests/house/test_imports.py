@@ -1,0 +1,133 @@
+"""Who may import whom, and what the core may not touch: DESIGN's "Imports" as a table."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[2] / "src" / "headrace"
+
+VALUES = {"errors", "model", "units", "clock"}
+COMPONENT = VALUES | {"component"}
+NUMERIC = COMPONENT | {"analysis", "expression", "dialect", "translate", "pipeline", "backoff"}
+
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "units": set(),
+    "clock": set(),
+    "model": {"errors", "units"},
+    "component": VALUES,
+    "pipeline": COMPONENT | {"config"},
+    "analysis": COMPONENT,
+    "formats": VALUES,
+    "sources": NUMERIC | {"formats"},
+    "steps": NUMERIC,
+    "sinks": NUMERIC | {"lake", "snapshot", "jsonrows", "guard", "catalog", "formats", "export"},
+    "log": VALUES,
+    "engine": NUMERIC | {"log", "config", "metrics"},
+    "ingest": NUMERIC | {"log", "formats", "metrics"},
+    "deliver": NUMERIC | {"log", "metrics"},
+    "yaml_positions": {"errors"},
+    "options": COMPONENT | {"yaml_positions"},
+}
+"""Part -> parts it may import. A part that isn't here may import all but `testing`, `run` and `cli`."""
+
+WIRING = {"run", "cli", "commands", "monitor", "streamer", "reference", "testing"}
+"""The parts that may know `run` and `serve`."""
+
+CORE = ("engine", "log", "steps", "analysis", "ingest.py", "deliver.py")
+"""What replays the same way every time: no clock but the one handed in, no randomness."""
+
+FORBIDDEN_CALLS = {
+    "time.time", "time.time_ns", "time.monotonic", "time.perf_counter", "time.sleep", "datetime.now", "datetime.utcnow",
+    "datetime.today", "date.today", "uuid.uuid4", "uuid.uuid1", "os.urandom", "random", "secrets", "np.random", "numpy.random",
+}  # fmt: skip
+
+
+def files(*parts: str) -> Iterator[Path]:
+    for part in parts or (".",):
+        path = SRC / part
+        yield from [path] if path.is_file() else sorted(path.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(SRC).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, part of headrace) of every import, those inside functions too, those for type checkers not."""
+    tree = ast.parse(path.read_text("utf-8"))
+    typing_only = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module or ""]
+            if node.module == "headrace":
+                names = [f"headrace.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            root, _, rest = name.partition(".")
+            if root == "headrace" and rest:
+                yield node.lineno, rest.partition(".")[0]
+
+
+@pytest.mark.parametrize("path", list(files()), ids=lambda path: str(path.relative_to(SRC)))
+def test_imports_follow_the_table(path: Path) -> None:
+    part = part_of(path)
+    for line, other in imported(path):
+        where = f"{path.relative_to(SRC)}:{line} imports headrace.{other}"
+        if other == part or other.startswith("_"):
+            continue
+        assert other != "testing" or part == "testing", f"{where}; nothing imports testing"
+        if part in ALLOWED:
+            allowed = ALLOWED[part]
+            assert other in allowed, f"{where}; {part} may import {', '.join(sorted(allowed)) or 'nothing'}"
+        elif part not in WIRING and part != "__init__":
+            assert other not in {"run", "cli", "commands"}, f"{where}; only {', '.join(sorted(WIRING))} may"
+
+
+def test_components_do_not_know_each_other() -> None:
+    for family in ("sources", "steps", "sinks"):
+        for path in files(family):
+            for line, other in imported(path):
+                assert other not in {"sources", "steps", "sinks"} - {family}, f"{path}:{line}"
+
+
+@pytest.mark.parametrize("path", list(files(*CORE)), ids=lambda path: str(path.relative_to(SRC)))
+def test_the_core_has_no_clock_and_no_chance_of_its_own(path: Path) -> None:
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call | ast.Attribute):
+            name = ast.unparse(node.func if isinstance(node, ast.Call) else node)
+            bad = next((f for f in FORBIDDEN_CALLS if name == f or name.startswith(f + ".")), None)
+            assert bad is None, (
+                f"{path.relative_to(SRC)}:{node.lineno} uses {name}; time and chance are handed in"
+            )
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = (
+                [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            )
+            taken = set(names) & {"random", "secrets"}
+            assert not taken, f"{path.relative_to(SRC)}:{node.lineno} imports {taken}"
+
+
+def test_sources_take_time_from_the_clock_only() -> None:
+    for path in files("sources"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                assert name not in {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow"}, (
+                    f"{path}:{node.lineno}"
+                )
