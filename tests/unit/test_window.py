@@ -258,6 +258,9 @@ def test_early_results_of_hopping_and_session_windows() -> None:
         (pa.dictionary(pa.int8(), pa.string()), ["z", "y", None, "z"]),
         (pa.large_string(), ["z", "y", None, "z"]),
         (pa.float64(), [float("nan"), 1.0, None, float("nan")]),
+        (pa.string_view(), ["z", "y", None, "z"]),
+        (pa.float16(), [3.0, 1.0, None, 3.0]),
+        (pa.uint64(), [2**64 - 1, 1, None, 2**64 - 1]),
         (pa.date32(), [3, 1, None, 3]),
         (TIMESTAMP, [3, 1, None, 3]),
         (pa.binary(), [b"z", b"\xff", None, b"z"]),
@@ -265,7 +268,7 @@ def test_early_results_of_hopping_and_session_windows() -> None:
 )
 def test_keys_of_any_plain_type(type_: pa.DataType, values: list[Any]) -> None:
     schema = pa.schema([("key", type_), ("timestamp", TIMESTAMP)])
-    step = Window(length=seconds("10s"), by=["key"])
+    step = Window(length=seconds("10s"), by=["key"], count="*", first="key", distinct="key")
     batch = pa.RecordBatch.from_arrays([pa.array(values, type_), pa.array([1] * 4, TIMESTAMP)], schema=schema)
     operator, other = step.open(schema), step.open(schema)
     operator.process(batch, 1)
@@ -299,6 +302,15 @@ def test_an_encoded_key_column_means_the_same_whatever_its_dictionary() -> None:
 
 
 PAYLOAD = pa.struct([("room", pa.string()), ("temp", pa.float64())])
+
+
+def test_a_full_dictionary_has_room_for_null() -> None:
+    schema = pa.schema([("k", pa.dictionary(pa.int8(), pa.string())), ("timestamp", TIMESTAMP)])
+    codes = pa.array([*range(128), None], pa.int8())
+    keys = pa.DictionaryArray.from_arrays(codes, pa.array([f"w{i}" for i in range(128)]))
+    batch = pa.RecordBatch.from_arrays([keys, pa.array([1] * 129, TIMESTAMP)], schema=schema)
+    out = Window(length=seconds("10s"), by="k").open(schema).process(batch, 10 * S)
+    assert (out.num_rows, out.column("k").null_count) == (129, 1)
 
 
 def test_dotted_paths_go_into_structs_and_come_out_under_their_last_part() -> None:

@@ -40,7 +40,10 @@ class Pick:
         if not self.steps:
             return pa.nulls(rows.num_rows, self.type)
         column = rows.column(self.steps[0])
-        return pc.struct_field(column, list(self.steps[1:])) if len(self.steps) > 1 else column
+        if len(self.steps) > 1:
+            column = pc.struct_field(column, list(self.steps[1:]))
+        # Views can't be filtered or taken from yet.
+        return pc.cast(column, self.type) if _is_view(column.type) else column
 
 
 def pick(schema: pa.Schema, path: str, *, step: str, option: str) -> Pick:
@@ -75,7 +78,8 @@ def pick(schema: pa.Schema, path: str, *, step: str, option: str) -> Pick:
 
 
 def plain(type_: pa.DataType) -> pa.DataType:
-    """The type of the values: what a dictionary encodes, one type for all kinds of string, double for null."""
+    """The type of the values: what a dictionary encodes, one type for all kinds of string, double for null, float
+    for half floats."""
     if pa.types.is_dictionary(type_):
         return plain(type_.value_type)
     if pa.types.is_null(type_):
@@ -84,7 +88,16 @@ def plain(type_: pa.DataType) -> pa.DataType:
         return pa.string()
     if pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_):
         return pa.binary()
-    return type_
+    return pa.float32() if pa.types.is_float16(type_) else type_
+
+
+def _is_view(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_string_view(type_) or pa.types.is_binary_view(type_))
+
+
+def comparable(type_: pa.DataType) -> bool:
+    """Whether values of this type can be told apart and put in order."""
+    return not (pa.types.is_nested(type_) or pa.types.is_interval(type_))
 
 
 def paths(schema: pa.Schema) -> list[str]:
@@ -161,9 +174,9 @@ def pick_number(schema: pa.Schema, path: str, *, step: str, option: str) -> Pick
 
 
 def pick_key(schema: pa.Schema, path: str, *, step: str, option: str = "by") -> Pick:
-    """A column to group by; raises PlanError for structs, lists and maps."""
+    """A column to group by; raises PlanError for structs, lists, maps and intervals."""
     found = pick(schema, path, step=step, option=option)
-    if pa.types.is_nested(found.type):
+    if not comparable(found.type):
         raise PlanError(f"{step}: {option} can't be {path!r}, which is {found.type}; name a field inside it")
     return found
 

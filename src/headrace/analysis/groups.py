@@ -246,23 +246,21 @@ class _Values:
         indices, dictionary = array.indices, array.dictionary
         if indices.null_count:
             dictionary = pa.concat_arrays([dictionary, pa.nulls(1, dictionary.type)])
-            indices = indices.fill_null(len(dictionary) - 1)
+            indices = indices.cast(pa.int64()).fill_null(len(dictionary) - 1)
         codes: Ids = indices.to_numpy(zero_copy_only=False).astype(np.int64)
         if len(dictionary) > 4 * len(codes) + 64:  # a shared dictionary of which this batch uses a little
             used, codes = np.unique(codes, return_inverse=True)
             dictionary = dictionary.take(pa.array(used))
         dictionary = self._cast(dictionary)
         values = _hashable(dictionary)
-        known = list(map(self._ids.get, values, repeat(-1)))
-        ids = np.array(known, np.int64)
-        if -1 in known:
+        ids = np.fromiter(map(self._ids.get, values, repeat(-1)), np.int64, len(values))
+        if ids.min(initial=0) < 0:
             fresh = []
-            for i in (ids < 0).nonzero()[0]:
-                value = values[i]
-                if value not in self._ids:  # a dictionary may hold a value twice
-                    self._ids[value] = len(self._ids)
+            for i in (ids < 0).nonzero()[0].tolist():
+                known = len(self._ids)
+                ids[i] = self._ids.setdefault(values[i], known)
+                if len(self._ids) > known:  # not when the dictionary holds a value twice
                     fresh.append(i)
-                ids[i] = self._ids[value]
             new = dictionary.take(pa.array(fresh, pa.int64()))
             self._pool.append(pa.RecordBatch.from_arrays([new], schema=self._schema))
         return Coded(codes, ids)

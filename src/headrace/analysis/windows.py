@@ -87,6 +87,8 @@ class Windows:
 
     def begin(self, count: int) -> None:
         """Room for `count` groups; the new ones are alive."""
+        if count == self.count:
+            return
         self.alive = grown(self.alive, count)
         self.alive[self.count : count] = True
         if self.plan.early_us:

@@ -61,6 +61,17 @@ class Join(Step, frozen=True, kw_only=True):
     def example(cls) -> Join:
         return cls(topic="limits", on=["sensor_id"], within=Duration.parse("1h"), how="left")
 
+    @classmethod
+    def example_sides(cls) -> Mapping[str, Rows]:
+        rows = cls.example_input()
+        moments = rows.column("timestamp").take(pa.array(range(0, rows.num_rows, 4)))
+        columns = {
+            "sensor_id": rows.column("sensor_id").take(pa.array(range(0, rows.num_rows, 4))),
+            "limit": pa.array(np.arange(len(moments)) * 1.5),
+            "timestamp": moments,
+        }
+        return {"limits": pa.RecordBatch.from_pydict(columns)}
+
     def check(self) -> None:
         if not self._keys():
             raise PlanError("join: on names no column")

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from headrace.analysis.columns import Pick, pick, pick_key, pick_number, pick_time, times
+from headrace.analysis.columns import Pick, comparable, pick, pick_key, pick_number, pick_time, times
 from headrace.analysis.panes import PaneWindows
 from headrace.analysis.results import Plan, Result
 from headrace.analysis.sessions import SessionWindows
@@ -194,7 +194,7 @@ def _result(schema: pa.Schema, name: str, function: str, column: str) -> Result:
         return Result(name, function, pick(schema, column, step="window", option=where), pa.int64())
     if function == "distinct":
         found = pick(schema, column, step="window", option=where)
-        if pa.types.is_nested(found.type):
+        if not comparable(found.type):
             raise PlanError(
                 f"window: {where} can't compare {column!r}, which is {found.type}; name a field inside it"
             )
