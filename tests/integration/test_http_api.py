@@ -192,13 +192,12 @@ def test_times_are_read_as_people_write_them(text: str, us: int | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["nan", "inf", "-5x", "12:00", "2026-13-01", "1" * 400, "9999-12-31T23:59:59-23:00", "\x00"]
+    "text", ["nan", "inf", "-5x", "12:00", "2026-13-01", "1" * 400, "\x00", "-", "now+5m"]
 )
 def test_what_is_no_time_is_refused(text: str) -> None:
-    try:
-        assert parse_time(text, "start_time", 9) is not None  # far away, but a time
-    except ProblemError as error:
-        assert error.code == "invalid_request"
+    with pytest.raises(ProblemError) as refused:
+        parse_time(text, "start_time", 9)
+    assert refused.value.code == "invalid_request"
 
 
 def test_a_query_answers_with_columns_and_says_when_there_is_more(server: Running) -> None:
