@@ -87,6 +87,10 @@ class Client:
         self._news.set()
         self.ended.set()
 
+    def waiting(self) -> Sequence[Frame]:
+        """What hasn't been sent yet, oldest first."""
+        return tuple(self._frames)
+
     async def frames(self) -> AsyncIterator[Frame]:
         """Frames as they come, until closed."""
         while self.end is None:
@@ -135,6 +139,10 @@ class Hub:
             self._clients.add(client)
         return client, [hello, *(missed if resumed else ())]
 
+    def viewers(self) -> int:
+        """How many watch."""
+        return len(self._clients)
+
     def leave(self, client: Client) -> None:
         self._clients.discard(client)
 
@@ -165,8 +173,9 @@ class Hub:
                     await self._workers.run(self._observer.rest)
             except Exception as error:  # noqa: BLE001 - the page must survive any failure below it; it shows a gap
                 _log.warning("live_update_failed", error=str(error), exc_info=error)
-            # A late tick doesn't make the next ones hurry.
-            due = max(due + (TICK if busy else IDLE_TICK), loop.time() + TICK / 5)
+            # A late tick doesn't make the next ones hurry, and a wait that was cut short is forgotten.
+            now = loop.time()
+            due = max(min(due, now) + (TICK if busy else IDLE_TICK), now + TICK / 5)
             await self._until(due)
 
     async def _until(self, due: float) -> None:

@@ -198,7 +198,9 @@ function move(to) {
 function drawAll() {
   asked = false;
   if (!colours) readColours();
-  for (const chart of charts) if (chart.dirty && chart.seen) { chart.dirty = false; chart.draw(); }
+  for (const chart of charts) {
+    if (chart.dirty && chart.seen) { chart.dirty = false; chart.draw(); } else if (!chart.seen) chart.describe(false);
+  }
 }
 
 function readColours() {
