@@ -50,12 +50,12 @@ class Sender(threading.Thread):
         self.key = f"sender-{number}"
         self.acknowledged = 0
         self._port = port
-        self._stop = stop
+        self._ended = stop
 
     def run(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
         body_number = 0
-        while not self._stop.is_set():
+        while not self._ended.is_set():
             count = 1 + body_number % 40
             first = self.acknowledged
             lines = [
