@@ -170,8 +170,12 @@ class _Tail:
     def round(self, clock: SystemClock) -> Iterator[Arrival]:
         """One look at every file: what is new in each, at most one chunk."""
         self.unreadable = None
+        before = {key: place["inode"] for key, place in self._places.items()}
         self._discover(clock.monotonic())
         self._from_end = False
+        if {key: place["inode"] for key, place in self._places.items()} != before:
+            # Where a file begins is worth keeping before anything is read of it: it may be rotated during a restart.
+            yield Arrival(None, self._cursor())
         self.waiting = False
         for key, file in list(self._old.items()):
             drained = clock.monotonic() - self._grew[key] > _DRAIN
