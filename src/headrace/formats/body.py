@@ -110,6 +110,7 @@ def decode_columns(
     raw: Callable[[int], bytes],
     refused: Mapping[int, Refused],
     *,
+    count: int,
     topic: Topic,
     now_us: int,
     max_field_bytes: int = MAX_FIELD_BYTES,
@@ -121,7 +122,9 @@ def decode_columns(
     limits = Limits(max_field_bytes, MAX_DEPTH, now_us + max_future.us)
     reader = RowReader(topic, plan_of(topic.schema), now_us=now_us, limits=limits, naming=naming)
     table = TableReader(reader, policy=topic.on_new_field, max_fields=topic.max_fields)
-    return _decoded(table, columns, len(next(iter(columns.values()), ())), refused, raw, MAX_ROWS)
+    if len(refused) == count:
+        columns = {}
+    return _decoded(table, columns, count, refused, raw, MAX_ROWS)
 
 
 def _decoded(
@@ -134,7 +137,7 @@ def _decoded(
 ) -> Decoded:
     if count > max_rows:
         raise TooLargeError(f"the body has more than {max_rows} rows; send it in smaller parts")
-    rows = table.rows(columns, count, refused) if count else None
+    rows = table.rows(columns, count, refused)
     rejects = [reject(raw(i), refused, i, table.source_id(i)) for i, refused in sorted(table.refused.items())]
     return Decoded(rows, rejects, 0 if rows is None else rows.num_rows, count)
 

@@ -46,6 +46,8 @@ class TableReader:
         """The rows that can be used; None when there is none. Raises FormatFaultError for columns that don't fit."""
         self._count = count
         self.refused.update(refused)
+        if len(self.refused) == count:
+            return None
         plan = self._reader.plan
         made = self._event(dict(columns)) if plan.envelope else self._struct(columns, plan.root, "", 1)
         missing = [name for name in plan.root.required if name not in made]

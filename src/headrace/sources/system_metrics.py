@@ -74,7 +74,9 @@ class SystemMetrics(Source, frozen=True, kw_only=True):
             if wait > 0:
                 clock.wait(never, wait)
             else:
-                due = clock.monotonic()  # the machine slept, or was too busy: don't make up for what was missed
+                due = (
+                    clock.monotonic()
+                )  # the machine slept, or was too busy: don't make up for what was missed
             sent += 1
             yield Arrival(_event(source_id, clock.now_us(), meter.read(clock.monotonic())), {"count": sent})
 
@@ -116,7 +118,9 @@ class _Meter:
     def _processor(self, into: dict[str, float]) -> None:
         into["cpu_percent"] = psutil.cpu_percent(None)
         if self._per_core:
-            into |= {f"cpu_{i}_percent": share for i, share in enumerate(psutil.cpu_percent(None, percpu=True))}
+            into |= {
+                f"cpu_{i}_percent": share for i, share in enumerate(psutil.cpu_percent(None, percpu=True))
+            }
         into["load_1m"] = psutil.getloadavg()[0]
 
     def _memory(self, into: dict[str, float]) -> None:
