@@ -45,7 +45,7 @@ def test_every_profile_gives_rows_of_its_schema(profile: Any) -> None:
     assert pc.min(table["timestamp"]).as_py().timestamp() == START_US / 1e6
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(50, 3_000), st.integers(1, 50), st.integers(0, 2**63 - 1), st.data())
 def test_any_batch_size_and_any_restart_give_the_same_events(
     batch: int, devices: int, seed: int, data: st.DataObject
@@ -53,7 +53,7 @@ def test_any_batch_size_and_any_restart_give_the_same_events(
     options = {
         "devices": devices,
         "seed": seed,
-        "count": 2_500,
+        "count": 1_500,
         "late": 0.1,
         "duplicates": 0.05,
         "malformed": 0.02,
