@@ -96,8 +96,10 @@ def _from_number(number: float) -> int | None:
     return round(number) if size < 1e17 else round(number / 1e3)
 
 
-def _cast(texts: pa.Array) -> npt.NDArray[np.int64] | None:
-    for type_ in (TIMESTAMP, _NAIVE):
+def _cast(
+    texts: pa.Array, types: Sequence[pa.DataType] = (TIMESTAMP, _NAIVE)
+) -> npt.NDArray[np.int64] | None:
+    for type_ in types:
         try:
             us: npt.NDArray[np.int64] = pc.cast(texts, type_).view(pa.int64()).to_numpy(zero_copy_only=False)
             return us
@@ -107,7 +109,10 @@ def _cast(texts: pa.Array) -> npt.NDArray[np.int64] | None:
 
 
 def _from_texts(texts: pa.Array) -> npt.NDArray[np.int64]:
-    parsed = _cast(texts)
+    # By the first text alone: pyarrow takes long to find out that texts have a zone and shouldn't.
+    clock = texts[0].as_py()[10:]
+    zoned = clock[-1:] == "Z" or "+" in clock or "-" in clock
+    parsed = _cast(texts, (TIMESTAMP,) if zoned else (_NAIVE,))
     if parsed is not None:
         return _within(parsed)
     # Arrow gives up on a whole column for one text that it can't read: in parts, and one by one in those with such a text.
