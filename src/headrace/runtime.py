@@ -133,7 +133,7 @@ class Runtime:
             for name in changed_sources:
                 self._stop_source(name)
             for name in changed_pipelines:
-                self._group.stop(name)
+                self._group.stop(name, config.pipelines.get(name))
             for name in changed_sinks:
                 self._stop_sink(name)
             self.config = dataclasses.replace(config, **{name: getattr(old, name) for name in fixed})
