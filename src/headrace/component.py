@@ -262,6 +262,13 @@ class Step(Component, frozen=True):
         """Columns after this step. Raises PlanError naming the column and what was there."""
         raise NotImplementedError
 
+    def asks(self) -> str:
+        """What `output` must ask outside for its columns and may not reach, such as a database; empty for nothing.
+
+        `headrace check` without `--connect` then takes the columns as unknown instead of calling `output`.
+        """
+        return ""
+
     def open(self, schema: pa.Schema) -> Operator:
         """The worker for rows of exactly `schema`. Raises PlanError as `output` does."""
         raise NotImplementedError

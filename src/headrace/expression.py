@@ -269,20 +269,6 @@ def compile_all(texts: Mapping[str, str], schema: pa.Schema) -> dict[str, Compil
     return compiled
 
 
-_TYPES = {
-    "string": pa.string(), "text": pa.string(), "int": pa.int64(), "int64": pa.int64(), "long": pa.int64(),
-    "int32": pa.int32(), "double": pa.float64(), "float": pa.float64(), "bool": pa.bool_(), "boolean": pa.bool_(),
-    "timestamp": TIMESTAMP, "binary": pa.binary(),
-}  # fmt: skip
-
-
-def type_named(name: str, column: str) -> pa.DataType:
-    """The Arrow type of a column that is declared by a type's name, as topics' schemas are."""
-    if name not in _TYPES:
-        raise PlanError(f"{column}: there is no type {name!r}; there are {', '.join(_TYPES)}")
-    return _TYPES[name]
-
-
 # -- columns ---------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from headrace.analysis.columns import Pick, pick_key
 from headrace.analysis.groups import Ids
 from headrace.component import Duration, Operator, PlanError, RetryableError, Rows, Step, option
-from headrace.expression import type_named, unknown_column
+from headrace.expression import unknown_column
+from headrace.model import type_named
 
 _NEVER_US = -(2**62)
 
@@ -77,12 +78,17 @@ class Enrich(Step, frozen=True, kw_only=True):
     def connect(self) -> None:
         self._read({})
 
+    def asks(self) -> str:
+        if self._declared():
+            return ""
+        if self._is_url():
+            return f"the database {self._shown()}"
+        return "" if Path(self.table).exists() else f"the file {self._shown()}, which is not there"
+
     def output(self, schema: pa.Schema) -> pa.Schema:
         keys = self._keys(schema)
-        wanted = self._wanted(None)
-        if wanted and set(wanted) <= self.types.keys():
-            return self._with(schema, {name: type_named(self.types[name], name) for name in wanted})
-        return self._with(schema, self._types(self._read(keys)))
+        declared = self._declared()
+        return self._with(schema, declared or self._types(self._read(keys)))
 
     def open(self, schema: pa.Schema) -> Operator:
         keys = self._keys(schema)
@@ -110,6 +116,13 @@ class Enrich(Step, frozen=True, kw_only=True):
             return {name: name for name in self.columns}
         keys = set(self._on().values())
         return {name: name for name in table.column_names if name not in keys} if table is not None else {}
+
+    def _declared(self) -> dict[str, pa.DataType]:
+        """New columns with their types, if the options say them all; else nothing."""
+        wanted = self._wanted(None)
+        if not set(wanted) <= self.types.keys():
+            return {}
+        return {name: type_named(self.types[name], name) for name in wanted}
 
     def _types(self, table: pa.Table) -> dict[str, pa.DataType]:
         types = {}

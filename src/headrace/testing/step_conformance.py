@@ -344,7 +344,9 @@ def _same(run: _Run, whole: _Run) -> None:
         ("put aside", [str(aside) for aside in run.asides], [str(aside) for aside in whole.asides]),
     ):
         more, less = Counter(ours) - Counter(theirs), Counter(theirs) - Counter(ours)
-        assert sum((more + less).values()) == 0, f"{name}: too many {list(more)[:3]}, missing {list(less)[:3]}"
+        assert sum((more + less).values()) == 0, (
+            f"{name}: too many {list(more)[:3]}, missing {list(less)[:3]}"
+        )
 
 
 def _plain_rows(rows: Rows) -> list[str]:
