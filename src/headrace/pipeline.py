@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from headrace.component import Step, load
 from headrace.errors import PlanError
-from headrace.model import OPEN, Rows, Topic, unify
+from headrace.model import OPEN, Rows, Topic, settled, unify
 from headrace.units import Duration
 
 
@@ -108,7 +108,15 @@ class Pipeline:
         return tuple(dict.fromkeys((*self.topics, *extra)))
 
     def schemas(self, topics: Mapping[str, Topic]) -> tuple[pa.Schema, ...]:
-        """Columns before the first step, and after each. Raises PlanError saying at which step and why."""
+        """Columns before the first step, and after each; the last as the output topic has them (`model.settled`).
+
+        Raises PlanError saying at which step and why.
+        """
+        schemas = self.within(topics)
+        return (*schemas[:-1], settled(schemas[-1]))
+
+    def within(self, topics: Mapping[str, Topic]) -> tuple[pa.Schema, ...]:
+        """As `schemas`, the last as it leaves the last step."""
         missing = [name for name in self.reads() if name not in topics]
         if missing:
             raise PlanError(

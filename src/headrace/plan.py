@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from headrace.component import Step, kind_of
 from headrace.errors import PlanError, RetryableError
-from headrace.model import DEAD_LETTERS, EVENTS, TIMESTAMP, TYPES, Topic, open_struct, unify
+from headrace.model import DEAD_LETTERS, EVENTS, TIMESTAMP, TYPES, Topic, open_struct, settled, unify
 from headrace.options import shown, suggest
 from headrace.pipeline import Pipeline, input_schema
 
@@ -257,7 +257,7 @@ class _Plan:
             try:
                 step = step.bind({name: self.topics[name].schema for name in step.reads()})
                 if late:
-                    self.add(late, schema, at, step.key() or ())
+                    self.add(late, settled(schema), at, step.key() or ())
                 asks = step.asks() if self.warn is not None else ""
                 if asks and self.warn is not None:
                     self.warn(
@@ -274,7 +274,7 @@ class _Plan:
             except RetryableError as error:
                 self.report(at, f"{error}; make it reachable, or say `types` for all its `columns`")
                 return []
-        return schemas
+        return [*schemas[:-1], settled(schemas[-1])]
 
     def keys(self, pipeline: Pipeline, place: tuple[str | int, ...]) -> None:
         """A worker has some partitions of each topic: all rows of one key must be in those."""

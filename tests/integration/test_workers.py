@@ -26,7 +26,13 @@ START = 1_700_000_000_000_000
 SENSORS = [f"sensor-{n}" for n in range(40)]
 INPUT = Topic(
     "readings",
-    pa.schema([pa.field("timestamp", TIMESTAMP), pa.field("sensor_id", pa.string()), pa.field("value", pa.float64())]),
+    pa.schema(
+        [
+            pa.field("timestamp", TIMESTAMP),
+            pa.field("sensor_id", pa.string()),
+            pa.field("value", pa.float64()),
+        ]
+    ),
     partitions=4,
     key=("sensor_id",),
 )
@@ -67,7 +73,11 @@ def feed(log: SqliteLog, batch: int) -> int:
 
 
 def results(log: SqliteLog) -> list[tuple[str, int, float]]:
-    rows = [row for p in range(2) for row in log.read("heat_windows", p, log.extent("heat_windows", p)).to_pylist()]
+    rows = [
+        row
+        for p in range(2)
+        for row in log.read("heat_windows", p, log.extent("heat_windows", p)).to_pylist()
+    ]
     keys = [(row["sensor_id"], row["window_start"]) for row in rows]
     assert len(keys) == len(set(keys)), "a window came twice"
     return [(row["sensor_id"], row["count"], row["sum"]) for row in rows]

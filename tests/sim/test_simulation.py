@@ -21,7 +21,13 @@ SEEDS = int(os.environ.get("HEADRACE_SEEDS", "15"))
 START = 1_700_000_000_000_000
 INPUT = Topic(
     "readings",
-    pa.schema([pa.field("timestamp", TIMESTAMP), pa.field("sensor_id", pa.string()), pa.field("value", pa.float64())]),
+    pa.schema(
+        [
+            pa.field("timestamp", TIMESTAMP),
+            pa.field("sensor_id", pa.string()),
+            pa.field("value", pa.float64()),
+        ]
+    ),
     key=("sensor_id",),
 )
 HEAT = pipeline("heat", "readings", delay="2s").step(
@@ -37,10 +43,14 @@ def batches(seed: int) -> list[pa.RecordBatch]:
         rows = []
         for _ in range(random_.randint(1, 8)):
             at += random_.randint(0, 3_000_000)
-            rows.append((at - random_.randint(0, 1_900_000), random_.choice("abc"), float(random_.randint(-5, 5))))
+            rows.append(
+                (at - random_.randint(0, 1_900_000), random_.choice("abc"), float(random_.randint(-5, 5)))
+            )
         times, sensors, values = zip(*rows, strict=True)
         made.append(
-            pa.RecordBatch.from_arrays([pa.array(times, TIMESTAMP), pa.array(sensors), pa.array(values)], schema=INPUT.schema)
+            pa.RecordBatch.from_arrays(
+                [pa.array(times, TIMESTAMP), pa.array(sensors), pa.array(values)], schema=INPUT.schema
+            )
         )
     return made
 
@@ -50,7 +60,10 @@ def oracle(rows: list[pa.RecordBatch]) -> dict[tuple[str, int], list[float]]:
     windows: dict[tuple[str, int], list[float]] = {}
     for batch in rows:
         for time, sensor, value in zip(
-            batch.column(0).cast(pa.int64()).to_pylist(), batch.column(1).to_pylist(), batch.column(2).to_pylist(), strict=True
+            batch.column(0).cast(pa.int64()).to_pylist(),
+            batch.column(1).to_pylist(),
+            batch.column(2).to_pylist(),
+            strict=True,
         ):
             windows.setdefault((sensor, time // 10_000_000 * 10_000_000), []).append(value)
     return windows

@@ -337,10 +337,7 @@ def test_the_cut_into_batches_does_not_matter(cuts):
     )
     whole = [array.to_pylist() for array in evaluate(list(compiled.values()), ROWS)]
     edges = sorted({0, 5, *cuts})
-    parts = [
-        evaluate(list(compiled.values()), ROWS.slice(i, j - i))
-        for i, j in itertools.pairwise(edges)
-    ]
+    parts = [evaluate(list(compiled.values()), ROWS.slice(i, j - i)) for i, j in itertools.pairwise(edges)]
     assert [[v for part in parts for v in part[k].to_pylist()] for k in range(4)] == whole
 
 

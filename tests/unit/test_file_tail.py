@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -341,10 +340,10 @@ def test_idle_reading_shows_signs_of_life(tmp_path: Path) -> None:
 
 def test_no_file_stays_open(tmp_path: Path) -> None:
     (tmp_path / "a.ndjson").write_bytes(line(0))
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     reading = Reading(path=str(tmp_path / "*")).until_idle()
     reading.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -375,7 +374,7 @@ def test_every_line_comes_once_whatever_happens_to_the_file(
             with path.open("ab") as file:
                 file.write(line(number))
             number += 1
-            path.rename(path.with_suffix(f".{number}.{len(os.listdir(path.parent))}"))
+            path.rename(path.with_suffix(f".{number}.{len(list(path.parent.iterdir()))}"))
             path.touch()
         elif action == "restart":
             reading = reading.again()

@@ -56,7 +56,9 @@ def test_the_output_is_cut_by_the_columns_that_the_last_key_became(
 
 
 def test_a_key_that_is_renamed_away_is_none(tmp_path: Path) -> None:
-    last = 'window: {length: 10s, by: payload.room, count: "*"}\n      - select: {place: room, at: window_start}'
+    last = (
+        'window: {length: 10s, by: payload.room, count: "*"}\n      - select: {place: room, at: window_start}'
+    )
     assert read(tmp_path, HEAT.replace("{last}", last)).topics["heat"].key == ()
 
 
@@ -109,9 +111,7 @@ sinks: {kept: {kind: console, from: placed}}
 
 
 def test_a_table_that_cannot_be_reached_is_a_problem_with_its_position(tmp_path: Path) -> None:
-    options = (
-        f'{{table: "sqlite:///{tmp_path}/none/x.db", query: "select id, floor from r", on: {{source_id: id}}}}'
-    )
+    options = f'{{table: "sqlite:///{tmp_path}/none/x.db", query: "select id, floor from r", on: {{source_id: id}}}}'
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, ENRICH.replace("{options}", options))
     (problem,) = caught.value.problems  # what follows from it is not told as well
@@ -123,7 +123,10 @@ def test_a_table_that_cannot_be_reached_is_a_problem_with_its_position(tmp_path:
 @pytest.mark.parametrize(
     ("table", "what"),
     [
-        ('"postgresql://u:secret@192.0.2.1/plant", query: "select id, floor from r"', "database postgresql://192.0.2.1"),
+        (
+            '"postgresql://u:secret@192.0.2.1/plant", query: "select id, floor from r"',
+            "database postgresql://192.0.2.1",
+        ),
         ("nowhere/rooms.csv", "nowhere/rooms.csv, which is not there"),
     ],
 )
@@ -157,6 +160,8 @@ def test_a_table_that_is_there_is_read(tmp_path: Path) -> None:
         connection.execute("create table r (id text, floor integer)")
         connection.execute("insert into r values ('a', 3)")
     connection.close()
-    options = f'{{table: "sqlite:///{tmp_path}/plant.db", query: "select id, floor from r", on: {{source_id: id}}}}'
+    options = (
+        f'{{table: "sqlite:///{tmp_path}/plant.db", query: "select id, floor from r", on: {{source_id: id}}}}'
+    )
     text = ENRICH.replace("{options}", options).replace("nonsense", "floor")
     assert read(tmp_path, text).topics["later"].schema.field("floor").type == pa.int64()

@@ -10,7 +10,7 @@ import msgspec
 import pyarrow as pa
 
 from headrace.component import Operator, Step, kind_of
-from headrace.model import Reject, Rows, Topic, as_json, conform, empty
+from headrace.model import Reject, Rows, Topic, as_json, conform, empty, settle, settled
 from headrace.pipeline import Pipeline
 from headrace.units import Duration, Size
 
@@ -31,7 +31,8 @@ class Chain:
     def __init__(self, pipeline: Pipeline, topics: Mapping[str, Topic]) -> None:
         self._pipeline = pipeline
         self._steps: Sequence[Step] = pipeline.bound(topics)
-        self.schemas = pipeline.schemas(topics)
+        self._within = pipeline.within(topics)
+        self.schemas = (*self._within[:-1], settled(self._within[-1]))
         self.operators: list[Operator] = [
             step.open(schema) for step, schema in zip(self._steps, self.schemas, strict=False)
         ]
@@ -58,7 +59,7 @@ class Chain:
         received = rows.num_rows
         filtered = dead = late = 0
         whole = True  # until a step gives other rows than it got, counts are in rows of the input
-        for step, operator in zip(self._steps, self.operators, strict=True):
+        for number, (step, operator) in enumerate(zip(self._steps, self.operators, strict=True)):
             for topic in step.reads():
                 for side in sides.get(topic, ()):
                     operator.side(topic, side)
@@ -69,7 +70,7 @@ class Chain:
                 count = item.rows.num_rows
                 aside += count
                 if item.to:
-                    outcome.late.setdefault(item.to, []).append(item.rows)
+                    outcome.late.setdefault(item.to, []).append(settle(item.rows, self._within[number]))
                 else:
                     component = f"{self._pipeline.name}.{kind_of(step)}"
                     sources = _sources(item.rows)
@@ -85,7 +86,7 @@ class Chain:
                 filtered += before - rows.num_rows - aside
             if step.shape in ("expand", "absorb"):
                 whole = False
-        outcome.rows = rows
+        outcome.rows = settle(rows, self._within[-1])
         outcome.counts = {
             "received": received,
             "sent": received - filtered - dead - late,

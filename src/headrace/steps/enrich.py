@@ -155,7 +155,7 @@ class Enrich(Step, frozen=True, kw_only=True):
                 table = _read_sql(self.table, self.query, self.max_rows)
             else:
                 table = _READERS[Path(self.table).suffix.lower()](
-                    self.table, {name: key.type for name, key in keys.items()}
+                    self.table, {name: key.type for name, key in keys.items() if not key.unseen}
                 )
         except FileNotFoundError:
             where = Path(self.table).absolute()
@@ -247,7 +247,8 @@ class _Lookup:
         self._levels: list[tuple[dict[Any, int], Ids]] = []
         total, bad = np.zeros(table.num_rows, np.int64), np.zeros(table.num_rows, np.bool_)
         for name, key in keys.items():
-            encoded = pc.dictionary_encode(pc.cast(_one(table.column(name)), key.type))
+            column = _one(table.column(name))
+            encoded = pc.dictionary_encode(column if key.unseen else pc.cast(column, key.type))
             codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
             values = {value: code for code, value in enumerate(encoded.dictionary.to_pylist())}
             bad |= codes < 0
