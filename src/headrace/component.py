@@ -179,6 +179,9 @@ class Operator(Protocol):
     Subclass it: `side`, `aside`, `refresh`, `snapshot` and `restore` have defaults for a stateless operator.
     """
 
+    problem: str = ""
+    """What doesn't work as it should while rows go on, and what to do about it: shown in health. Empty when all is well."""
+
     def process(self, rows: Rows, watermark_us: int) -> Rows:
         """Output for `rows` (perhaps none), then for the watermark moving to `watermark_us` after them.
 

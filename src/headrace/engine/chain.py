@@ -101,6 +101,15 @@ class Chain:
         for operator in self.operators:
             operator.refresh(now_us)
 
+    @property
+    def problem(self) -> str:
+        """What operators complain of, by step; empty when all is well."""
+        told = (
+            (number, kind_of(step), operator.problem)
+            for number, (step, operator) in enumerate(zip(self._steps, self.operators, strict=True), 1)
+        )
+        return "; ".join(f"step {number} ({kind}): {problem}" for number, kind, problem in told if problem)
+
     def snapshot(self) -> list[pa.Table]:
         return [operator.snapshot() for operator in self.operators]
 

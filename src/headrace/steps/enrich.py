@@ -286,8 +286,6 @@ def _one(column: pa.ChunkedArray) -> pa.Array:
 
 
 class _Enrich(Operator):
-    """`problem` is why the last reload failed, empty when it didn't."""
-
     def __init__(
         self, step: Enrich, keys: dict[str, Pick], table: pa.Table, schema: pa.Schema, width: int
     ) -> None:
