@@ -68,7 +68,14 @@ def over_http(lines: list[bytes], work: Path, rate: float = 0) -> tuple[float, f
     made = bodies(lines)
     with running(config, work / "http") as server:
         blocks = b"".join(struct.pack("<I", len(body)) + body for body in made)
-        command = [sys.executable, str(Path(__file__).parent / "load.py"), str(server.port), "4", "300", str(rate)]
+        command = [
+            sys.executable,
+            str(Path(__file__).parent / "load.py"),
+            str(server.port),
+            "4",
+            "300",
+            str(rate),
+        ]
         sender = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert sender.stdin is not None
         assert sender.stdout is not None
@@ -133,7 +140,12 @@ def polars_batch(lines: list[bytes]) -> float:
         .unnest("payload")
         .unpivot(metrics, index=["sourceId", "timestamp"])
         .group_by("sourceId", "variable", "timestamp")
-        .agg(pl.len(), pl.col("value").mean().alias("avg"), pl.col("value").min().alias("min"), pl.col("value").max().alias("max"))
+        .agg(
+            pl.len(),
+            pl.col("value").mean().alias("avg"),
+            pl.col("value").min().alias("min"),
+            pl.col("value").max().alias("max"),
+        )
         .collect()
     )
     return len(lines) / (time.perf_counter() - began)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from headrace.config import Config, load_config
     from headrace.errors import HeadraceError
     from headrace.pipeline import Pipeline, pipeline
-    from headrace.run import Runtime
+    from headrace.runtime import Runtime
     from headrace.streamer import DataStreamer
 
 _HOMES = {

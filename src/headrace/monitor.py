@@ -16,7 +16,7 @@ from headrace.metrics import Count
 from headrace.model import Span
 
 if TYPE_CHECKING:
-    from headrace.run import Runtime
+    from headrace.runtime import Runtime
 
 _MAX_CAUSES = 200  # topics x components x codes; the rest is counted as `other`
 _CHUNK = 20_000  # dead letters looked at in one go

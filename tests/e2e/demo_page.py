@@ -14,10 +14,10 @@ from tests.integration.small_runtime import AGGREGATIONS, SmallRuntime, measurem
 HOST = {
     "cpu_percent": lambda t, r: 35 + 20 * math.sin(t / 40) + r.gauss(0, 4),
     "memory_percent": lambda t, r: 61 + 3 * math.sin(t / 90),
-    "disk_read_bytes_s": lambda t, r: max(0, r.gauss(2e5, 3e5)),
-    "disk_write_bytes_s": lambda t, r: max(0, 4e6 + 3e6 * math.sin(t / 15) + r.gauss(0, 1e6)),
-    "net_recv_bytes_s": lambda t, r: max(0, r.gauss(9e4, 4e4)),
-    "net_sent_bytes_s": lambda t, r: max(0, r.gauss(3e4, 1e4)),
+    "disk_read_bytes_per_second": lambda t, r: max(0, r.gauss(2e5, 3e5)),
+    "disk_write_bytes_per_second": lambda t, r: max(0, 4e6 + 3e6 * math.sin(t / 15) + r.gauss(0, 1e6)),
+    "network_received_bytes_per_second": lambda t, r: max(0, r.gauss(9e4, 4e4)),
+    "network_sent_bytes_per_second": lambda t, r: max(0, r.gauss(3e4, 1e4)),
 }
 METRICS = {"temperature": (21, 2.0), "humidity": (55, 8.0), "pressure": (1013, 6.0)}
 

@@ -18,9 +18,9 @@ from headrace.clock import Clock, SystemClock
 from headrace.config import Config, ServerOptions
 from headrace.errors import ConfigError
 from headrace.formats import decode, decompress
-from headrace.ingest import IdempotencyError, Receipt
+from headrace.ingest import IdempotencyError
 from headrace.log.memory import MemoryLog
-from headrace.model import DEAD_LETTERS, EVENTS, TIMESTAMP, Reject, Rows, Span, Topic, dead_letters
+from headrace.model import DEAD_LETTERS, EVENTS, TIMESTAMP, Receipt, Reject, Rows, Span, Topic, dead_letters
 from headrace.serve.app import App, create_app
 from headrace.serve.server import Server
 from headrace.store import Store
@@ -128,7 +128,7 @@ class SmallRuntime:
             if rows is not None and rows.num_rows:
                 self.log.append(topic, 0, rows)
             self.put_aside(decoded.rejects, topic)
-            receipt = Receipt(decoded.accepted, len(decoded.rejects), decoded.total, decoded.rejects)
+            receipt = Receipt(decoded.accepted, len(decoded.rejects), decoded.rejects)
             if idempotency_key is not None:
                 self.receipts[idempotency_key] = (body, receipt)
             self.counts["accepted"] += receipt.accepted

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @contextmanager
 def opened_store(config: Config) -> Iterator[Any]:
     """The tables of a data directory, beside whoever runs on it."""
-    from headrace.run import delta_tables
+    from headrace.runtime import delta_tables
     from headrace.store import Store
 
     with opened_log(config) as log:

@@ -10,7 +10,19 @@ import msgspec
 import pyarrow as pa
 
 from headrace.component import Operator, Step, kind_of
-from headrace.model import Reject, Rows, Topic, as_json, conform, empty, settle, settled
+from headrace.log import Transaction
+from headrace.model import (
+    Reject,
+    Rows,
+    Topic,
+    as_json,
+    conform,
+    dead_letters,
+    empty,
+    settle,
+    settled,
+    split,
+)
 from headrace.pipeline import Pipeline
 from headrace.units import Duration, Size
 
@@ -23,6 +35,23 @@ class Outcome:
     late: dict[str, list[Rows]] = field(default_factory=dict)  # topic -> rows
     rejects: list[tuple[str, Reject]] = field(default_factory=list)  # (component, reject)
     counts: dict[str, int] = field(default_factory=dict)  # received, sent, filtered, dead, late, emitted
+
+    def write(
+        self, transaction: Transaction, pipeline: Pipeline, topics: Mapping[str, Topic], now_us: int
+    ) -> None:
+        """Append everything to where it belongs: output, late rows, dead letters."""
+        for name, batches in ((pipeline.output, [self.rows]), *self.late.items()):
+            for rows in batches:
+                if name and rows.num_rows:
+                    for partition, part in split(rows, topics[name].key, topics[name].partitions).items():
+                        transaction.append(name, partition, part)
+        by_component: dict[str, list[Reject]] = {}
+        for component, reject in self.rejects:
+            by_component.setdefault(component, []).append(reject)
+        for component, rejects in by_component.items():
+            origin = "+".join(pipeline.topics)
+            rows = dead_letters(rejects, now_us=now_us, topic=origin, component=component)
+            transaction.append("dead_letters", 0, rows)
 
 
 class Chain:

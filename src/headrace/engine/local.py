@@ -9,7 +9,7 @@ outputs suppressed. Same spans, clock and watermark give the same rows, so each 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,9 +21,9 @@ from headrace.clock import Clock
 from headrace.engine.chain import Chain, Outcome
 from headrace.engine.checkpoint import Checkpoint
 from headrace.engine.watermark import Input, Watermark
-from headrace.errors import FencedError, HeadraceError, RetryableError
+from headrace.errors import CorruptLogError, FencedError, HeadraceError, RetryableError
 from headrace.log import Log
-from headrace.model import Epoch, Reject, Rows, Span, dead_letters, split
+from headrace.model import Epoch, Rows, Span
 from headrace.pipeline import Pipeline
 from headrace.units import Duration, Size
 
@@ -131,12 +131,10 @@ class Worker:
             start = self._log.extent(name, partition).start
             self._positions[name, partition] = max(committed.get((name, partition), start), start)
         self._watermark.watch(self._inputs, now)
-        replayed = 0
-        for epoch in self._log.epochs(self.pipeline.name, self._worker):
-            if checkpoint is None or epoch.number > checkpoint.epoch:
-                self._replay(epoch, now)
-                replayed += 1
         last = self._log.counts().get((self.pipeline.name, self._worker))
+        epochs = self._uncovered(checkpoint, 0 if last is None else last[0].number)
+        for epoch in epochs:
+            self._replay(epoch, now)
         if last is not None:
             self._epoch = max(self._epoch, last[0].number)
             self._totals |= last[1]
@@ -152,8 +150,20 @@ class Worker:
             self._keep(None)  # so that the number of workers and the positions are known from the start
         self._enter("running")
         logger.info(
-            "pipeline is ready", pipeline=self.pipeline.name, worker=self._worker, replayed_epochs=replayed
+            "pipeline is ready", pipeline=self.pipeline.name, worker=self._worker, replayed_epochs=len(epochs)
         )
+
+    def _uncovered(self, checkpoint: Checkpoint | None, last: int) -> list[Epoch]:
+        """The recorded epochs after the checkpoint, which must be all of them."""
+        covered = 0 if checkpoint is None else checkpoint.epoch
+        epochs = [e for e in self._log.epochs(self.pipeline.name, self._worker) if e.number > covered]
+        if [epoch.number for epoch in epochs] != list(range(covered + 1, last + 1)):
+            raise CorruptLogError(
+                f"pipeline {self.pipeline.name}: its checkpoint is of epoch {covered}, the log ends at epoch {last} and "
+                f"has {len(epochs)} of those between; restore log and checkpoints from the same moment, or remove "
+                f"checkpoints/{self.pipeline.name} and run the pipeline under another name to begin anew"
+            )
+        return epochs
 
     def _replay(self, epoch: Epoch, now: float) -> None:
         """Run a recorded epoch for its effect on the state."""
@@ -331,20 +341,7 @@ class Worker:
     def _commit_once(self, epoch: Epoch, outcome: Outcome, totals: Mapping[str, int]) -> None:
         topics = self._log.topics()
         with self._log.transaction() as transaction:
-            for name, batches in ((self.pipeline.output, [outcome.rows]), *outcome.late.items()):
-                for rows in batches:
-                    if not name or not rows.num_rows:
-                        continue
-                    spec = topics[name]
-                    for partition, part in split(rows, spec.key, spec.partitions).items():
-                        transaction.append(name, partition, part)
-            for component, rejects in _by_component(outcome.rejects).items():
-                origin = "+".join(self.pipeline.topics)
-                transaction.append(
-                    "dead_letters",
-                    0,
-                    dead_letters(rejects, now_us=epoch.now_us, topic=origin, component=component),
-                )
+            outcome.write(transaction, self.pipeline, topics, epoch.now_us)
             for source, span in epoch.spans.items():
                 transaction.position(self._reader, *source, span.end)
             transaction.epoch(self.pipeline.name, self._worker, epoch, totals)
@@ -393,13 +390,6 @@ class Worker:
 
 def _order(item: tuple[Input, Rows]) -> Input:
     return item[0]
-
-
-def _by_component(rejects: Sequence[tuple[str, Reject]]) -> dict[str, list[Reject]]:
-    grouped: dict[str, list[Reject]] = {}
-    for component, reject in rejects:
-        grouped.setdefault(component, []).append(reject)
-    return grouped
 
 
 def _age(batches: Iterable[Rows], now_us: int) -> float | None:

@@ -132,10 +132,12 @@ def _apart(receipt: Receipt, count: int) -> list[Receipt]:
         raise AssertionError(
             f"{count} rows were pushed, and {receipt.accepted} + {receipt.rejected} came back"
         )
+    alone = [Receipt(0, 1, (Reject(r.raw, r.code, r.reason, r.source_id),)) for r in receipt.rejects]
+    if not receipt.accepted:
+        return alone
     verdicts = [_ACCEPTED] * count
-    for reject in receipt.rejects:
-        alone = Reject(reject.raw, reject.code, reject.reason, reject.source_id)
-        verdicts[reject.row] = Receipt(0, 1, (alone,))
+    for reject, verdict in zip(receipt.rejects, alone, strict=True):
+        verdicts[reject.row] = verdict
     return verdicts
 
 

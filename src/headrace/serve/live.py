@@ -34,6 +34,7 @@ DRAIN_SECONDS = 10.0
 MAX_CLIENTS = 1_000
 RESUME_SECONDS = 60.0
 """How long the producer goes on after the last client left, so that a client may come back without a gap."""
+STATE_SECONDS = 1.0
 TOO_SLOW = 1013
 GOING_AWAY = 1001
 
@@ -114,6 +115,8 @@ class Hub:
         self._seq = runtime.clock.now_us() // 1_000
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        self._asking = asyncio.Lock()
+        self._state: tuple[float, int, dict[str, Any]] | None = None
 
     def start(self) -> None:
         """Begin to produce; called in the event loop, once."""
@@ -123,13 +126,15 @@ class Hub:
 
     async def join(self, since: int | None) -> tuple[Client, Sequence[Frame]]:
         """A new client, and what it gets first: `hello` with the present state, then what it missed since `since`."""
-        state = await self._workers.run(self._observer.state)
+        seq, state = await self._present()
         # From here to the end nothing is awaited: no frame falls between the state and the live stream.
-        missed = [frame for frame in self._ring if since is not None and frame.seq > since]
         resumed = since is not None and (
             since == self._seq or (bool(self._ring) and self._ring[0].seq - 1 <= since < self._seq)
         )
-        hello = self._frame("hello", {"resumed": resumed, "tick": TICK, **state}, self._seq)
+        missed = [
+            frame for frame in self._ring if frame.seq > (since if resumed and since is not None else seq)
+        ]
+        hello = self._frame("hello", {"resumed": resumed, "tick": TICK, **state}, seq)
         client = Client()
         if self._closed:
             client.close(GOING_AWAY)
@@ -137,7 +142,16 @@ class Hub:
             client.close(TOO_SLOW)
         else:
             self._clients.add(client)
-        return client, [hello, *(missed if resumed else ())]
+        return client, [hello, *missed]
+
+    async def _present(self) -> tuple[int, dict[str, Any]]:
+        """The state as of a frame's number: computed once for all who come within a second."""
+        async with self._asking:
+            now = asyncio.get_running_loop().time()
+            if self._state is None or now - self._state[0] > STATE_SECONDS:
+                seq = self._seq  # before the look: a frame sent meanwhile is sent once more rather than never
+                self._state = (now, seq, await self._workers.run(self._observer.state))
+            return self._state[1:]
 
     def viewers(self) -> int:
         """How many watch."""

@@ -79,12 +79,8 @@ class FileTail(Source, frozen=True, kw_only=True):
 
     @classmethod
     def example(cls) -> FileTail:
-        return cls(
-            path=str(Path(__file__).with_name("file_tail.py")),
-            format="lines",
-            source_id="code",
-            poll=Duration.parse("20ms"),
-        )
+        sample = Path(__file__).parent.parent / "testing" / "sample_events.ndjson"
+        return cls(path=str(sample), poll=Duration.parse("20ms"))
 
     def check(self) -> None:
         if not self.path or not all(self._paths()):

@@ -186,6 +186,9 @@ class Fleet:
             return None
         found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         begins = found["start"] * self.devices + found["device"]
+        order = np.argsort(begins)  # so that it doesn't matter where events were cut into batches
+        found = {name: values[order] for name, values in found.items()}
+        begins = begins[order]
         ends = (found["start"] + found["length"]) * self.devices + found["device"]
         start = pa.array(event_times(begins, start_us, step_us), TIMESTAMP)
         end_at = pa.array(event_times(ends, start_us, step_us), TIMESTAMP)

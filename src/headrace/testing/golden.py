@@ -5,7 +5,8 @@
     NAME/expected.ndjson   rows of the last pipeline's output topic, in any order
 
 Each folder runs whole, in epochs of 1 and 7 rows, killed and restored at each epoch (with and without a checkpoint), and
-with 1, 2 and 3 partitions. All of them must give the expected rows.
+with 1, 2 and 3 partitions of the input topics that have a key. All of them must give the expected rows, so the input must
+be no more out of order than the pipeline's `delay`. `${FOLDER}` in the file is the folder.
 """
 
 from __future__ import annotations
@@ -81,10 +82,10 @@ def expected(folder: Path) -> list[str]:
 
 def run(folder: Path, variant: Variant) -> list[str]:
     """The output rows of a folder under a variant, in comparable form."""
-    config = load_config(folder / "pipeline.yaml", env={}, demo=False)
+    config = load_config(folder / "pipeline.yaml", env={"FOLDER": str(folder)}, demo=False)
     clock = FakeClock()
     log = MemoryLog(clock=clock)
-    inputs = {name for pipeline in config.pipelines.values() for name in pipeline.topics} - {
+    inputs = {name for pipeline in config.pipelines.values() for name in pipeline.reads()} - {
         pipeline.output for pipeline in config.pipelines.values()
     }
     for topic in config.topics.values():

@@ -16,8 +16,8 @@ const waitForHost = "No system_metrics source is running";
 const HOST = [
   { title: "CPU", format: f.percent, top: 100, lines: [["busy", "cpu_percent"]] },
   { title: "Memory", format: f.percent, top: 100, lines: [["used", "memory_percent"]] },
-  { title: "Disk", format: f.bytesPerSecond, binary: true, lines: [["read", "disk_read_bytes_s"], ["written", "disk_write_bytes_s"]] },
-  { title: "Network", format: f.bytesPerSecond, binary: true, lines: [["received", "net_recv_bytes_s"], ["sent", "net_sent_bytes_s"]] },
+  { title: "Disk", format: f.bytesPerSecond, binary: true, lines: [["read", "disk_read_bytes_per_second"], ["written", "disk_write_bytes_per_second"]] },
+  { title: "Network", format: f.bytesPerSecond, binary: true, lines: [["received", "network_received_bytes_per_second"], ["sent", "network_sent_bytes_per_second"]] },
 ];
 const hostLines = new Map();
 for (const { title, format, top, binary, lines } of HOST) {

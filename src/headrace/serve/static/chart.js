@@ -5,7 +5,7 @@ import { clock } from "./format.js";
 
 const KEEP_MS = 11 * 60_000;
 export const SHOWN_MS = 5 * 60_000;
-const LEFT = 62, RIGHT = 8, TOP = 8, BOTTOM = 20;
+const LEFT = 66, RIGHT = 8, TOP = 8, BOTTOM = 20;
 const charts = new Set();
 let cursor = null; // 0..1 over the time axis, the same on all charts
 let colours = null;
@@ -177,7 +177,7 @@ function line(g, s, first, x, y, floor, colour, filled) {
 /** A round upper end of the axis and the distance of its lines; sizes are round in KiB, MiB, GiB. */
 function nice(high, binary) {
   if (!(high > 0)) return binary ? [4096, 1024] : [1, 0.25];
-  const unit = binary ? 1024 ** Math.max(0, Math.floor(Math.log2(high / 2) / 10)) : 1;
+  const unit = binary ? 1024 ** Math.max(0, Math.floor(Math.log2(high * 1.045) / 10)) : 1;
   const power = 10 ** Math.floor(Math.log10(high / unit / 4));
   const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s * 4 >= (high / unit) * 1.02) ?? 20 * power;
   return [step * 4 * unit, step * unit];
