@@ -179,6 +179,9 @@ class Operator(Protocol):
     Subclass it: `side`, `aside`, `refresh`, `snapshot` and `restore` have defaults for a stateless operator.
     """
 
+    problem: str = ""
+    """What doesn't work as it should while rows go on, and what to do about it: shown in health. Empty when all is well."""
+
     def process(self, rows: Rows, watermark_us: int) -> Rows:
         """Output for `rows` (perhaps none), then for the watermark moving to `watermark_us` after them.
 
@@ -261,6 +264,13 @@ class Step(Component, frozen=True):
     def output(self, schema: pa.Schema) -> pa.Schema:
         """Columns after this step. Raises PlanError naming the column and what was there."""
         raise NotImplementedError
+
+    def asks(self) -> str:
+        """What `output` must ask outside for its columns and may not reach, such as a database; empty for nothing.
+
+        `headrace check` without `--connect` then takes the columns as unknown instead of calling `output`.
+        """
+        return ""
 
     def open(self, schema: pa.Schema) -> Operator:
         """The worker for rows of exactly `schema`. Raises PlanError as `output` does."""

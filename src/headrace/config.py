@@ -153,11 +153,13 @@ def load_config(
     data_dir: str | Path | None = None,
     host: str | None = None,
     port: int | None = None,
+    ask: bool = True,
 ) -> Config:
     """Read `path`, or the shipped default pipelines (with `demo=False` without their two sources).
 
     `sets` are `key.path=value` texts laid over the file. `data_dir`, `host` and `port` win over HEADRACE_DATA_DIR,
-    HEADRACE_HOST and HEADRACE_PORT, and those over the file. Raises ConfigError with all problems.
+    HEADRACE_HOST and HEADRACE_PORT, and those over the file. Without `ask` nothing outside is reached: a topic whose columns only a database
+    knows is left out, with a warning. Raises ConfigError with all problems.
     """
     from headrace.config_reader import Reader  # it needs the classes above
 
@@ -169,11 +171,12 @@ def load_config(
     else:
         document = _read(path)
         env = {**_beside(path), **env}
-    reader = Reader(document)
+    reader = Reader(document, ask=ask)
     if reader.old_style():
         from headrace.old_config import modernise
 
-        reader = Reader(modernise(document, parse(default_text(), SHIPPED), reader.warnings), reader.warnings)
+        document = modernise(document, parse(default_text(), SHIPPED), reader.warnings)
+        reader = Reader(document, reader.warnings, ask=ask)
     reader.override(sets)
     reader.problems += substitute(reader.document, env)
     return reader.config(env, data_dir, host, port)

@@ -42,8 +42,9 @@ _LOGS = ("sqlite", "memory")
 class Reader:
     """Turns a document into a Config, gathering problems instead of stopping at the first."""
 
-    def __init__(self, document: Document, warnings: Sequence[Problem] = ()) -> None:
+    def __init__(self, document: Document, warnings: Sequence[Problem] = (), *, ask: bool = True) -> None:
         self.document = document
+        self.ask = ask
         self.problems: list[Problem] = []
         self.warnings: list[Problem] = list(warnings)
 
@@ -53,6 +54,9 @@ class Reader:
         problem = self.document.problem(place, what, key=key)
         if problem not in self.problems:
             self.problems.append(problem)
+
+    def warn(self, place: Place, what: str) -> None:
+        self.warnings.append(self.document.problem(place, what))
 
     def old_style(self) -> bool:
         value = self.document.value
@@ -107,6 +111,7 @@ class Reader:
             sinks,
             self._broken(root, sources=sources, pipelines=pipelines),
             self.report,
+            None if self.ask else self.warn,
         )
         if self.problems:
             raise ConfigError(sorted(self.problems, key=lambda p: (not p.line, p.line, p.column)))

@@ -24,7 +24,7 @@ from sqlglot.errors import ParseError, SqlglotError
 
 from headrace.dialect import DTYPE, Kind, RefusedError, Typed
 from headrace.errors import PlanError
-from headrace.model import TIMESTAMP, Rows
+from headrace.model import TIMESTAMP, UNSEEN, Rows
 from headrace.pipeline import is_open
 from headrace.translate import Translator
 
@@ -180,7 +180,8 @@ class Expression:
             raise PlanError(f"{_quote(self.text)}{_position(error.node)}: {error}") from None
         except (pl.exceptions.PolarsError, RecursionError) as error:
             raise PlanError(f"{_quote(self.text)}: {str(error).splitlines()[0]}") from error
-        field = pa.field("", _ARROW[result.kind])
+        unseen = result.kind is Kind.NULL and self.paths  # a written NULL is a double
+        field = pa.field("", _ARROW[result.kind], metadata=UNSEEN if unseen else None)
         constant = None if inputs else pa.scalar(tried.to_list()[0] if len(tried) else None, field.type)
         return Compiled(field, None, expr, tuple((n, c, k) for n, (c, k) in inputs.items()), constant)
 
@@ -269,28 +270,17 @@ def compile_all(texts: Mapping[str, str], schema: pa.Schema) -> dict[str, Compil
     return compiled
 
 
-_TYPES = {
-    "string": pa.string(), "text": pa.string(), "int": pa.int64(), "int64": pa.int64(), "long": pa.int64(),
-    "int32": pa.int32(), "double": pa.float64(), "float": pa.float64(), "bool": pa.bool_(), "boolean": pa.bool_(),
-    "timestamp": TIMESTAMP, "binary": pa.binary(),
-}  # fmt: skip
-
-
-def type_named(name: str, column: str) -> pa.DataType:
-    """The Arrow type of a column that is declared by a type's name, as topics' schemas are."""
-    if name not in _TYPES:
-        raise PlanError(f"{column}: there is no type {name!r}; there are {', '.join(_TYPES)}")
-    return _TYPES[name]
-
-
 # -- columns ---------------------------------------------------------------------------------------
 
 
 def _bare(path: tuple[str, ...], schema: pa.Schema) -> Compiled:
     found = find_column(schema, path)
     if found is None:
-        return Compiled(pa.field("", pa.float64()), None, None, (), pa.scalar(None, pa.float64()))
-    field = found.field.with_type(pa.float64()) if pa.types.is_null(found.field.type) else found.field
+        unseen = pa.field("", pa.float64(), metadata=UNSEEN)
+        return Compiled(unseen, None, None, (), pa.scalar(None, pa.float64()))
+    field = found.field
+    if pa.types.is_null(field.type):
+        field = pa.field(field.name, pa.float64(), metadata=UNSEEN)
     return Compiled(field, found, None, (), None)
 
 

@@ -28,15 +28,54 @@ OnNewField: TypeAlias = Literal["evolve", "freeze", "discard"]
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 """The type of every time column."""
 
+TYPES: dict[str, pa.DataType] = {
+    "string": pa.string(), "text": pa.string(), "int": pa.int64(), "int64": pa.int64(), "long": pa.int64(),
+    "int32": pa.int32(), "double": pa.float64(), "float": pa.float64(), "bool": pa.bool_(), "boolean": pa.bool_(),
+    "timestamp": TIMESTAMP, "binary": pa.binary(),
+}  # fmt: skip
+"""Names of types, as a configuration declares columns with."""
+
 OPEN = {b"headrace.open": b"1"}
 """Field metadata of a struct whose fields come from outside: a reference to a field that hasn't been
 seen yet is null of type double instead of an error."""
+
+UNSEEN = {b"headrace.unseen": b"1"}
+"""Field metadata, within a pipeline, of a column taken from a field that hasn't been seen yet: doubles, all null. In a
+topic such a column has the type null (`settled`), so that the first value may bring any type."""
+
+
+def settled(schema: pa.Schema) -> pa.Schema:
+    """`schema` as a topic keeps it."""
+    if not any(_unseen(f) for f in schema):
+        return schema
+    return pa.schema(
+        [pa.field(f.name, pa.null()) if _unseen(f) else f for f in schema], metadata=schema.metadata
+    )
+
+
+def settle(rows: Rows, schema: pa.Schema) -> Rows:
+    """Rows of `schema` as a topic takes them."""
+    if not any(_unseen(f) for f in schema):
+        return rows
+    arrays = [pa.nulls(rows.num_rows) if _unseen(f) else rows.column(f.name) for f in schema]
+    return pa.RecordBatch.from_arrays(arrays, schema=settled(schema))
+
+
+def _unseen(field: pa.Field) -> bool:
+    return bool(field.metadata and b"headrace.unseen" in field.metadata)
 
 
 def open_struct(fields: Sequence[pa.Field] = (), name: str = "payload") -> pa.Field:
     """A nullable struct field that may grow. Arrow files can't hold a struct without fields, so an
     empty one is left out of a schema until its first field is seen (`is_open_root` names it)."""
     return pa.field(name, pa.struct(list(fields)), metadata=OPEN)
+
+
+def type_named(name: str, column: str) -> pa.DataType:
+    """The type of a column declared by name. Raises PlanError saying which names there are."""
+    if name not in TYPES:
+        raise PlanError(f"{column}: there is no type {name!r}; there are {', '.join(TYPES)}")
+    return TYPES[name]
 
 
 EVENTS = pa.schema(
@@ -296,6 +335,26 @@ def _truncates(have: pa.DataType, want: pa.DataType) -> bool:
         fields = {f.name: f.type for f in have}
         return any(_truncates(fields[f.name], f.type) for f in want if f.name in fields)
     return bool(not pa.types.is_integer(have) and pa.types.is_integer(want))
+
+
+def fitting(rows: Rows, schema: pa.Schema) -> npt.NDArray[np.bool_]:
+    """Which rows have values only in fields that `schema` has, so that `conform` loses nothing of them."""
+    return _fitting(
+        list(zip(rows.schema, rows.columns, strict=True)), {f.name: f for f in schema}, rows.num_rows
+    )
+
+
+def _fitting(
+    columns: Sequence[tuple[pa.Field, pa.Array]], known: Mapping[str, pa.Field], count: int
+) -> npt.NDArray[np.bool_]:
+    fits = np.ones(count, bool)
+    for f, array in columns:
+        if f.name not in known:
+            fits &= array.is_null().to_numpy(zero_copy_only=False)
+        elif pa.types.is_struct(f.type) and pa.types.is_struct(known[f.name].type):
+            children = [(child, pc.struct_field(array, [child.name])) for child in f.type]
+            fits &= _fitting(children, {child.name: child for child in known[f.name].type}, count)
+    return fits
 
 
 def concat(batches: Sequence[Rows], schema: pa.Schema) -> Rows:

@@ -203,6 +203,7 @@ class Monitor:
                     for total in ("received", "sent", "filtered", "dead", "late", "emitted")
                 },
                 "last_error": next((worker.last_error for worker in workers if worker.last_error), ""),
+                "problem": next((worker.problem for worker in workers if worker.problem), ""),
                 "since": max((worker.since_us for worker in workers), default=0),
             }
         return answer
@@ -245,9 +246,16 @@ class Monitor:
             for name, item in status[kind].items():
                 state = item["state"]
                 bad = {"failed": "failing", "retrying": "degraded"}.get(state, "ok")
-                reason = item["last_error"] if bad != "ok" else state
+                if bad == "ok" and state != "stopped" and item.get("problem"):
+                    bad = "degraded"
                 components.append(
-                    {"name": name, "kind": kind[:-1], "status": bad, "reason": reason, "since": item["since"]}
+                    {
+                        "name": name,
+                        "kind": kind[:-1],
+                        "status": bad,
+                        "reason": _reason(kind[:-1], bad, item),
+                        "since": item["since"],
+                    }
                 )
         free = shutil.disk_usage(self._runtime.config.data_dir).free
         disk = "failing" if free < 50 * 2**20 else "degraded" if free < 500 * 2**20 else "ok"
@@ -256,13 +264,19 @@ class Monitor:
                 "name": "disk",
                 "kind": "log",
                 "status": disk,
-                "reason": f"{free // 2**20} MiB free for {self._runtime.config.data_dir}",
+                "reason": f"{free // 2**20} MiB free for {self._runtime.config.data_dir}"
+                + ("" if disk == "ok" else "; make room, or lower `retention` and `max_size` of topics"),
                 "since": self._started_us,
             }
         )
         states = {component["status"] for component in components}
         overall = "failing" if "failing" in states else "degraded" if "degraded" in states else "ok"
-        starting = [c["name"] for c in components if c["reason"] in ("starting", "recovering")]
+        starting = [
+            name
+            for kind in ("sources", "pipelines", "sinks")
+            for name, item in status[kind].items()
+            if item["state"] in ("starting", "recovering")
+        ]
         return {"status": overall, "ready": self._started and not starting, "components": components}
 
     # -- metrics -----------------------------------------------------------------------------------
@@ -351,3 +365,25 @@ class Monitor:
 def _worst(states: Iterable[str]) -> str:
     order = ("failed", "retrying", "recovering", "starting", "running", "idle", "finished", "stopped")
     return min(states, key=lambda state: order.index(state) if state in order else 0)
+
+
+_WAITS = {"pipeline": "its rows wait in the log", "sink": "rows for it wait in the log"}
+_FAILED = {
+    "source": "fix that, then start it again by POST /api/stream/start",
+    "pipeline": "its rows wait in the log; correct the pipeline, or what it names, and restart headrace",
+    "sink": "rows for it wait in the log; correct the sink, or its target, and restart headrace",
+}
+
+
+def _reason(kind: str, status: str, item: dict[str, Any]) -> str:
+    """Why a component is as it is, and what to do, if there is anything to do."""
+    state, error = item["state"], item["last_error"] or "no reason is known yet"
+    if status == "failing":
+        return f"stopped: {error}; {_FAILED[kind]}"
+    if state == "retrying":
+        return "; ".join(filter(None, (error, _WAITS.get(kind), "it is tried again by itself")))
+    if status == "degraded":
+        return str(item["problem"])
+    if state == "stopped" and kind == "source":
+        return "stopped; POST /api/stream/start starts it"
+    return {"finished": "finished: all its data is in", "idle": "running; nothing new"}.get(state, state)

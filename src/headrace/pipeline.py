@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from headrace.component import Step, load
 from headrace.errors import PlanError
-from headrace.model import OPEN, Rows, Topic, unify
+from headrace.model import OPEN, Rows, Topic, settled, unify
 from headrace.units import Duration
 
 
@@ -108,7 +108,15 @@ class Pipeline:
         return tuple(dict.fromkeys((*self.topics, *extra)))
 
     def schemas(self, topics: Mapping[str, Topic]) -> tuple[pa.Schema, ...]:
-        """Columns before the first step, and after each. Raises PlanError saying at which step and why."""
+        """Columns before the first step, and after each; the last as the output topic has them (`model.settled`).
+
+        Raises PlanError saying at which step and why.
+        """
+        schemas = self.within(topics)
+        return (*schemas[:-1], settled(schemas[-1]))
+
+    def within(self, topics: Mapping[str, Topic]) -> tuple[pa.Schema, ...]:
+        """As `schemas`, the last as it leaves the last step."""
         missing = [name for name in self.reads() if name not in topics]
         if missing:
             raise PlanError(
@@ -130,12 +138,24 @@ class Pipeline:
         """The steps, knowing the schemas of the topics they read beside the pipeline's own."""
         return tuple(step.bind({name: topics[name].schema for name in step.reads()}) for step in self.steps)
 
-    def output_key(self) -> tuple[str, ...]:
-        """Columns that choose the output partition."""
+    def output_key(self, schemas: Sequence[pa.Schema]) -> tuple[str, ...]:
+        """Columns of the output that choose its partition; `schemas` are the columns before each step and at the end.
+
+        Without `key`, those by which the last step with keys keeps its state, under the names that it gives them: a
+        window by `payload.room` has a column `room`. What the output has no column for is left out.
+        """
         if self.key:
             return self.key
-        keyed = [tuple(step.key() or ()) for step in self.steps if step.key() is not None]
-        return keyed[-1] if keyed else ()
+        keyed = [i for i, step in enumerate(self.steps) if step.key() is not None]
+        if not keyed:
+            return ()
+        step, before, after = self.steps[keyed[-1]], schemas[keyed[-1]], schemas[keyed[-1] + 1]
+        names = []
+        for name in step.key() or ():
+            short = name.rpartition(".")[2]
+            made = short not in before.names or name.partition(".")[0] not in after.names
+            names.append(name if name in after.names or not (made and short in after.names) else short)
+        return tuple(name for name in dict.fromkeys(names) if name in schemas[-1].names)
 
 
 def input_schema(names: Sequence[str], topics: Mapping[str, Topic]) -> pa.Schema:

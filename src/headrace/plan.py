@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from headrace.component import Step, kind_of
-from headrace.errors import PlanError
-from headrace.model import DEAD_LETTERS, EVENTS, TIMESTAMP, Topic, open_struct, unify
+from headrace.errors import PlanError, RetryableError
+from headrace.model import DEAD_LETTERS, EVENTS, TIMESTAMP, TYPES, Topic, open_struct, settled, unify
 from headrace.options import shown, suggest
 from headrace.pipeline import Pipeline, input_schema
 
@@ -27,12 +27,6 @@ DEAD_LETTERS_RESOLVED = pa.schema(
 )
 """What was done about a dead letter: rows with an entry here are no longer listed."""
 
-_TYPES: dict[str, pa.DataType] = {
-    "string": pa.string(), "text": pa.string(), "int": pa.int64(), "int64": pa.int64(), "long": pa.int64(),
-    "int32": pa.int32(), "double": pa.float64(), "float": pa.float64(), "bool": pa.bool_(), "boolean": pa.bool_(),
-    "timestamp": TIMESTAMP, "binary": pa.binary(),
-}  # fmt: skip
-
 Report = Callable[..., None]
 
 
@@ -43,12 +37,14 @@ def plan_topics(
     sinks: Mapping[str, SinkEntry],
     broken: bool,
     report: Report,
+    warn: Report | None = None,
 ) -> dict[str, Topic]:
     """All topics with their schemas. `report(path, what)` gets every mismatch.
 
     With `broken`, some source or pipeline is missing because of its own mistake, so a topic nobody writes is no news.
+    With `warn`, nothing outside is asked: it gets the steps whose columns stay unknown, and so do topics after them.
     """
-    plan = _Plan(declared, report)
+    plan = _Plan(declared, report, warn)
     plan.fixed()
     for name, options in declared.items():
         if options.schema:
@@ -79,12 +75,10 @@ def columns(spec: Mapping[str, Any], path: tuple[str | int, ...], report: Report
             fields.append(open_struct(columns(kind, (*path, name), report), name))
             continue
         inner = kind[0] if isinstance(kind, list) and len(kind) == 1 else kind
-        found = _TYPES.get(inner) if isinstance(inner, str) else None
+        found = TYPES.get(inner) if isinstance(inner, str) else None
         if found is None:
             near = (
-                suggest(inner, _TYPES)
-                if isinstance(inner, str)
-                else f"; there are {', '.join(sorted(_TYPES))}"
+                suggest(inner, TYPES) if isinstance(inner, str) else f"; there are {', '.join(sorted(TYPES))}"
             )
             report((*path, name), f"{shown(kind)} is not a type{near}")
             continue
@@ -98,9 +92,12 @@ def _late(pipeline: Pipeline) -> list[tuple[str, int]]:
 
 
 class _Plan:
-    def __init__(self, declared: Mapping[str, TopicOptions], report: Report) -> None:
+    def __init__(
+        self, declared: Mapping[str, TopicOptions], report: Report, warn: Report | None = None
+    ) -> None:
         self.declared = declared
         self.report = report
+        self.warn = warn
         self.topics: dict[str, Topic] = {}
         self.unknown: set[str] = set()  # topics whose writer could not be planned: reported already
 
@@ -229,41 +226,55 @@ class _Plan:
             if not (broken or name in self.unknown):
                 at = (*place, "from", pipeline.topics.index(name)) if name in pipeline.topics else place
                 self.report(at, f"there is no topic {name!r}{suggest(name, self.topics)}")
-        schema = None if missing else self.steps(pipeline, place)
-        if schema is None:
+        schemas = [] if missing else self.steps(pipeline, place)
+        if not schemas:
             self.unknown |= outputs - self.topics.keys()
             return
         self.keys(pipeline, place)
+        schema = schemas[-1]
         for column in pipeline.key:
             if column not in schema.names:
                 self.report((*place, "key"), f"there is no column {column!r}{suggest(column, schema.names)}")
-        self.add(pipeline.output, schema, (*place, "to"), pipeline.output_key())
+        self.add(pipeline.output, schema, (*place, "to"), pipeline.output_key(schemas))
 
-    def steps(self, pipeline: Pipeline, place: tuple[str | int, ...]) -> pa.Schema | None:
-        """Columns after the last step; None after reporting at which step they don't fit."""
+    def steps(self, pipeline: Pipeline, place: tuple[str | int, ...]) -> list[pa.Schema]:
+        """Columns before the first step and after each; none after reporting at which step they don't fit."""
         try:
             schema = input_schema(pipeline.topics, self.topics)
         except PlanError as error:
             self.report((*place, "from"), f"these topics can't be read together: {error}")
-            return None
+            return []
         if not any(self.topics[t].at for t in pipeline.topics):
             self.report(
                 (*place, "from"),
                 f"{pipeline.topics[0]} has no column with a timestamp, so it has no event time",
             )
-            return None
+            return []
+        schemas = [schema]
         for i, step in enumerate(pipeline.steps):
             at = (*place, "steps", i, kind_of(step))
             late = getattr(step, "late", "")
             try:
                 step = step.bind({name: self.topics[name].schema for name in step.reads()})
                 if late:
-                    self.add(late, schema, at, step.key() or ())
+                    self.add(late, settled(schema), at, step.key() or ())
+                asks = step.asks() if self.warn is not None else ""
+                if asks and self.warn is not None:
+                    self.warn(
+                        at,
+                        f"its columns come from {asks}; the steps after it are not checked. "
+                        "Say `types` for all its `columns`, or use --connect",
+                    )
+                    return []
                 schema = step.output(schema)
+                schemas.append(schema)
             except PlanError as error:
                 self.report(at, str(error))
-                return None
-        return schema
+                return []
+            except RetryableError as error:
+                self.report(at, f"{error}; make it reachable, or say `types` for all its `columns`")
+                return []
+        return [*schemas[:-1], settled(schemas[-1])]
 
     def keys(self, pipeline: Pipeline, place: tuple[str | int, ...]) -> None:
         """A worker has some partitions of each topic: all rows of one key must be in those."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.errors import PlanError
-from headrace.model import OPEN, Rows
+from headrace.model import OPEN, UNSEEN, Rows
 
 MAX_TIME_US = 2**61
 """Event times beyond plus or minus 73,000 years can't be windowed without overflow; they count as missing."""
@@ -23,12 +23,17 @@ _OPEN_ROOT = "payload"  # left out of a schema until its first field is seen
 @dataclass(frozen=True)
 class Pick:
     """Where a column is in a schema. `steps` is empty for a field of an open struct that hasn't been seen yet:
-    such a column is null, of type double."""
+    such a column is null, of type double, and so is one that never had a value (`unseen`)."""
 
     name: str
     type: pa.DataType
     steps: tuple[int, ...] = ()
     nullable: bool = True
+    unseen: bool = False
+
+    def field(self, name: str) -> pa.Field:
+        """A field for its values."""
+        return pa.field(name, self.type, self.nullable, metadata=UNSEEN if self.unseen else None)
 
     @property
     def short(self) -> str:
@@ -54,7 +59,9 @@ def pick(schema: pa.Schema, path: str, *, step: str, option: str) -> Pick:
     """
     if path in schema.names:
         field = schema.field(path)
-        return Pick(path, plain(field.type), (schema.names.index(path),), field.nullable)
+        return Pick(
+            path, plain(field.type), (schema.names.index(path),), field.nullable, pa.types.is_null(field.type)
+        )
     first, *rest = path.split(".")
     if rest and first in schema.names:
         steps = [schema.names.index(first)]
@@ -67,13 +74,13 @@ def pick(schema: pa.Schema, path: str, *, step: str, option: str) -> Pick:
             index = field.type.get_field_index(part)
             if index < 0:
                 if field.metadata and field.metadata.get(b"headrace.open") == OPEN[b"headrace.open"]:
-                    return Pick(path, pa.float64())
+                    return Pick(path, pa.float64(), unseen=True)
                 raise _missing(schema, path, step, option)
             steps.append(index)
             field = field.type.field(index)
-        return Pick(path, plain(field.type), tuple(steps))
+        return Pick(path, plain(field.type), tuple(steps), unseen=pa.types.is_null(field.type))
     if rest and first == _OPEN_ROOT:
-        return Pick(path, pa.float64())
+        return Pick(path, pa.float64(), unseen=True)
     raise _missing(schema, path, step, option)
 
 

@@ -12,13 +12,16 @@ import click
 from headrace.commands.place import data_dir_option, json_option, set_option
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from headrace.config import Config
     from headrace.errors import Problem
+    from headrace.pipeline import Pipeline
 
 
 @click.command()
 @click.argument("config_file", metavar="[CONFIG]", required=False, type=click.Path(path_type=Path))
-@click.option("--connect", is_flag=True, help="Also reach what sources and sinks name.")
+@click.option("--connect", is_flag=True, help="Also reach what sources, steps and sinks name.")
 @set_option
 @data_dir_option
 @json_option
@@ -34,14 +37,18 @@ def command(
     from headrace.errors import ConfigError
 
     try:
-        config = load_config(config_file, sets=sets, data_dir=data_dir)
+        config = load_config(config_file, sets=sets, data_dir=data_dir, ask=False)
+        reached = _reach(config) if connect else {}
+        failed = [name for name, fault in reached.items() if fault]
+        if connect and not failed:
+            config = load_config(
+                config_file, sets=sets, data_dir=data_dir
+            )  # now with columns that databases know
     except ConfigError as error:
         if not as_json:
             raise
         echo_json({"ok": False, "problems": [_problem(p) for p in error.problems]})
         return 2
-    reached = _reach(config) if connect else {}
-    failed = [name for name, fault in reached.items() if fault]
     if as_json:
         echo_json(_report(config, reached, not failed))
     else:
@@ -51,12 +58,22 @@ def command(
 
 def _reach(config: Config) -> dict[str, str]:
     """Component -> why it can't be reached, or nothing. All at once: one dead host costs its timeout only once."""
+    from headrace.component import Component
+
     targets: dict[str, Callable[[], None]] = {
         **{
             f"sources.{name}": entry.source.connect for name, entry in config.sources.items() if entry.enabled
         },
+        **{
+            f"pipelines.{name}.steps[{i}]": step.connect
+            for name, pipeline in config.pipelines.items()
+            for i, step in enumerate(pipeline.steps)
+            if type(step).connect is not Component.connect
+        },
         **{f"sinks.{name}": entry.sink.connect for name, entry in config.sinks.items()},
     }
+    if not targets:
+        return {}
     with ThreadPoolExecutor(8) as pool:
         return dict(zip(targets, pool.map(_fault, targets.values()), strict=True))
 
@@ -75,8 +92,18 @@ def _problem(problem: Problem) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _schemas(config: Config, pipeline: Pipeline, asked: bool) -> list[pa.Schema | None]:
+    """Columns after each step; None where only a database knows them, and it wasn't asked."""
+    known = all(topic in config.topics for topic in pipeline.reads())
+    if known and (asked or not any(step.asks() for step in pipeline.steps)):
+        return list(pipeline.schemas(config.topics)[1:])
+    return [None] * len(pipeline.steps)
+
+
 def _report(config: Config, reached: dict[str, str], ok: bool) -> dict[str, Any]:
     from headrace.component import kind_of
+
+    asked = bool(reached) and ok
 
     return {
         "ok": ok,
@@ -91,8 +118,11 @@ def _report(config: Config, reached: dict[str, str], ok: bool) -> dict[str, Any]
                 "from": p.topics,
                 "to": p.output,
                 "steps": [
-                    {"kind": kind_of(step), "columns": {f.name: str(f.type) for f in schema}}
-                    for step, schema in zip(p.steps, p.schemas(config.topics)[1:], strict=True)
+                    {
+                        "kind": kind_of(step),
+                        "columns": {f.name: str(f.type) for f in schema} if schema else None,
+                    }
+                    for step, schema in zip(p.steps, _schemas(config, p, asked), strict=True)
                 ],
             }
             for n, p in config.pipelines.items()
@@ -130,4 +160,5 @@ def _show(config: Config, reached: dict[str, str]) -> None:
         click.echo(click.style(f"topic {name}", bold=True) + f": {columns}")
     for name, fault in reached.items():
         click.echo(f"{name}: {fault or 'reached'}", err=bool(fault))
-    click.echo(f"ok: {config.file or 'the shipped configuration'}")
+    verdict = "right, but not all of it can be reached" if any(reached.values()) else "ok"
+    click.echo(f"{verdict}: {config.file or 'the shipped configuration'}")

@@ -59,7 +59,7 @@ def find_config(config_file: Path | None, data_dir: str | None, *, used: bool = 
     from headrace.config import DATA_DIR, load_config
 
     if config_file is not None:
-        return load_config(config_file, data_dir=data_dir)
+        return load_config(config_file, data_dir=data_dir, ask=False)
     directory = Path(data_dir or os.environ.get("HEADRACE_DATA_DIR") or DATA_DIR).expanduser().absolute()
     if used and not directory.is_dir():
         raise HeadraceError(_nothing(directory))
@@ -67,8 +67,8 @@ def find_config(config_file: Path | None, data_dir: str | None, *, used: bool = 
         note = json.loads((directory / _NOTE).read_text("utf-8"))
         file, sets, demo = note["config"], [str(s) for s in note["sets"]], bool(note["demo"])
     except (OSError, ValueError, KeyError, TypeError):
-        return load_config(None, data_dir=directory)
-    return load_config(Path(file) if file else None, sets=sets, demo=demo, data_dir=directory)
+        return load_config(None, data_dir=directory, ask=False)
+    return load_config(Path(file) if file else None, sets=sets, demo=demo, data_dir=directory, ask=False)
 
 
 def has_log(config: Config) -> bool:

@@ -11,7 +11,18 @@ import pyarrow as pa
 
 from headrace.component import Operator, Step, kind_of
 from headrace.log import Transaction
-from headrace.model import Reject, Rows, Topic, as_json, conform, dead_letters, empty, split
+from headrace.model import (
+    Reject,
+    Rows,
+    Topic,
+    as_json,
+    conform,
+    dead_letters,
+    empty,
+    settle,
+    settled,
+    split,
+)
 from headrace.pipeline import Pipeline
 from headrace.units import Duration, Size
 
@@ -51,7 +62,8 @@ class Chain:
     def __init__(self, pipeline: Pipeline, topics: Mapping[str, Topic]) -> None:
         self._pipeline = pipeline
         self._steps: Sequence[Step] = pipeline.bound(topics)
-        self.schemas = pipeline.schemas(topics)
+        self._within = pipeline.within(topics)
+        self.schemas = (*self._within[:-1], settled(self._within[-1]))
         self.operators: list[Operator] = [
             step.open(schema) for step, schema in zip(self._steps, self.schemas, strict=False)
         ]
@@ -95,7 +107,7 @@ class Chain:
                 count = item.rows.num_rows
                 aside += count
                 if item.to:
-                    outcome.late.setdefault(item.to, []).append(item.rows)
+                    outcome.late.setdefault(item.to, []).append(settle(item.rows, self._within[number]))
                 else:
                     component = f"{self._pipeline.name}.{kind_of(step)}"
                     sources = _sources(item.rows)
@@ -111,7 +123,7 @@ class Chain:
                 filtered += before - rows.num_rows - aside
             if step.shape in ("expand", "absorb"):
                 whole = False
-        outcome.rows = rows
+        outcome.rows = settle(rows, self._within[-1])
         outcome.counts = {
             "received": received,
             "sent": received - filtered - dead - late,
@@ -136,6 +148,15 @@ class Chain:
             elif step.key() is not None:
                 ending.append(number)
         return ending
+
+    @property
+    def problem(self) -> str:
+        """What operators complain of, by step; empty when all is well."""
+        told = (
+            (number, kind_of(step), operator.problem)
+            for number, (step, operator) in enumerate(zip(self._steps, self.operators, strict=True), 1)
+        )
+        return "; ".join(f"step {number} ({kind}): {problem}" for number, kind, problem in told if problem)
 
     def snapshot(self) -> list[pa.Table]:
         return [operator.snapshot() for operator in self.operators]

@@ -65,6 +65,7 @@ class WorkerState:
     state: str = "starting"  # starting, recovering, running, retrying, failed, stopped
     since_us: int = 0
     last_error: str = ""
+    problem: str = ""  # what doesn't work as it should while rows go on
 
 
 class Worker:
@@ -247,6 +248,7 @@ class Worker:
         began = self._clock.monotonic()
         self._follow_schemas()
         self._chain.refresh(self._clock.now_us())
+        self.state.problem = self._chain.problem
         spans = self._plan()
         if spans:
             rows = {source: self._log.read(*source, span) for source, span in spans.items()}

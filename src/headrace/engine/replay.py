@@ -62,7 +62,11 @@ def replay(
         raise PlanError(f"pipeline {pipeline.name} has no output topic {pipeline.output!r} to compare with")
     if shadow in topics and shadow in pipeline.reads():
         raise PlanError(f"{shadow} is an input of the pipeline; choose another shadow topic")
-    log.create(dataclasses.replace(real, name=shadow, schema=chain.schemas[-1], key=pipeline.output_key()))
+    log.create(
+        dataclasses.replace(
+            real, name=shadow, schema=chain.schemas[-1], key=pipeline.output_key(chain.schemas)
+        )
+    )
     spans = {
         (name, partition): _between(log, name, partition, start_us, end_us)
         for name in pipeline.reads()

@@ -10,8 +10,7 @@ import msgspec
 import pyarrow as pa
 
 from headrace.component import Aside, Operator, PlanError, Rows, Step, option
-from headrace.expression import type_named
-from headrace.model import conform, empty
+from headrace.model import conform, empty, type_named
 
 _MAX_CALLS = 200
 

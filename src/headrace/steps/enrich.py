@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from headrace.analysis.columns import Pick, pick_key
 from headrace.analysis.groups import Ids
 from headrace.component import Duration, Operator, PlanError, RetryableError, Rows, Step, option
-from headrace.expression import type_named, unknown_column
+from headrace.expression import unknown_column
+from headrace.model import type_named
 
 _NEVER_US = -(2**62)
 
@@ -77,12 +78,17 @@ class Enrich(Step, frozen=True, kw_only=True):
     def connect(self) -> None:
         self._read({})
 
+    def asks(self) -> str:
+        if self._declared():
+            return ""
+        if self._is_url():
+            return f"the database {self._shown()}"
+        return "" if Path(self.table).exists() else f"the file {self._shown()}, which is not there"
+
     def output(self, schema: pa.Schema) -> pa.Schema:
         keys = self._keys(schema)
-        wanted = self._wanted(None)
-        if wanted and set(wanted) <= self.types.keys():
-            return self._with(schema, {name: type_named(self.types[name], name) for name in wanted})
-        return self._with(schema, self._types(self._read(keys)))
+        declared = self._declared()
+        return self._with(schema, declared or self._types(self._read(keys)))
 
     def open(self, schema: pa.Schema) -> Operator:
         keys = self._keys(schema)
@@ -110,6 +116,13 @@ class Enrich(Step, frozen=True, kw_only=True):
             return {name: name for name in self.columns}
         keys = set(self._on().values())
         return {name: name for name in table.column_names if name not in keys} if table is not None else {}
+
+    def _declared(self) -> dict[str, pa.DataType]:
+        """New columns with their types, if the options say them all; else nothing."""
+        wanted = self._wanted(None)
+        if not set(wanted) <= self.types.keys():
+            return {}
+        return {name: type_named(self.types[name], name) for name in wanted}
 
     def _types(self, table: pa.Table) -> dict[str, pa.DataType]:
         types = {}
@@ -142,7 +155,7 @@ class Enrich(Step, frozen=True, kw_only=True):
                 table = _read_sql(self.table, self.query, self.max_rows)
             else:
                 table = _READERS[Path(self.table).suffix.lower()](
-                    self.table, {name: key.type for name, key in keys.items()}
+                    self.table, {name: key.type for name, key in keys.items() if not key.unseen}
                 )
         except FileNotFoundError:
             where = Path(self.table).absolute()
@@ -234,7 +247,8 @@ class _Lookup:
         self._levels: list[tuple[dict[Any, int], Ids]] = []
         total, bad = np.zeros(table.num_rows, np.int64), np.zeros(table.num_rows, np.bool_)
         for name, key in keys.items():
-            encoded = pc.dictionary_encode(pc.cast(_one(table.column(name)), key.type))
+            column = _one(table.column(name))
+            encoded = pc.dictionary_encode(column if key.unseen else pc.cast(column, key.type))
             codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
             values = {value: code for code, value in enumerate(encoded.dictionary.to_pylist())}
             bad |= codes < 0
@@ -272,8 +286,6 @@ def _one(column: pa.ChunkedArray) -> pa.Array:
 
 
 class _Enrich(Operator):
-    """`problem` is why the last reload failed, empty when it didn't."""
-
     def __init__(
         self, step: Enrich, keys: dict[str, Pick], table: pa.Table, schema: pa.Schema, width: int
     ) -> None:

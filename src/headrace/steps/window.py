@@ -147,15 +147,13 @@ class Window(Step, frozen=True, kw_only=True):
         self.check()
         at = pick_time(schema, self.at, step="window")
         keys = [pick_key(schema, path, step="window") for path in self._by()]
-        fields = [pa.field(key.short, key.type, key.nullable) for key in keys]
+        fields = [key.field(key.short) for key in keys]
         fields += [
             pa.field("window_start", TIMESTAMP, nullable=False),
             pa.field("window_end", TIMESTAMP, nullable=False),
         ]
         results = [_result(schema, *call) for call in self._calls()]
-        fields += [
-            pa.field(result.name, result.type, result.kind not in ("count", "distinct")) for result in results
-        ]
+        fields += [_field(result) for result in results]
         if self.early is not None:
             fields.append(pa.field("final", pa.bool_(), nullable=False))
         names = [field.name for field in fields]
@@ -180,6 +178,12 @@ class Window(Step, frozen=True, kw_only=True):
             late_topic=self.late,
             early_us=self.early.us if self.early is not None else 0,
         )
+
+
+def _field(result: Result) -> pa.Field:
+    if result.kind in ("first", "last") and result.column is not None:
+        return result.column.field(result.name).with_nullable(True)
+    return pa.field(result.name, result.type, result.kind not in ("count", "distinct"))
 
 
 def _result(schema: pa.Schema, name: str, function: str, column: str) -> Result:
