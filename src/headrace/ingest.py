@@ -34,6 +34,7 @@ from headrace.model import (
     as_json,
     conform,
     dead_letters,
+    empty,
     fitting,
     split,
     unify,
@@ -244,7 +245,9 @@ class Ingest:
         bad = as_json(rows.filter(pa.array(~good)))
         places = sent[: rows.num_rows][~good]
         more = [Reject(raw, "schema", why, row=int(at)) for raw, at in zip(bad, places, strict=True)]
-        known = unify(schema, rows.schema, on_new_field="discard") if good.any() else schema
+        if not good.any():
+            return empty(schema), [*rejects, *more]
+        known = unify(schema, rows.schema, on_new_field="discard")
         return conform(rows.filter(pa.array(good)), known), [*rejects, *more]
 
     def _commit(
