@@ -23,6 +23,7 @@ COMMANDS = {
     "export": ("export", "Write a topic or the answer of a query to a file."),
     "dlq": ("dlq", "Look into the dead letters, send them again, or drop them."),
     "replay": ("replay", "Run a pipeline over the past into a shadow topic and compare."),
+    "forget": ("forget", "Let go of the rows kept for a sink or pipeline that is no more."),
     "doctor": ("doctor", "Look at this machine, the data directory and the server."),
     "version": ("version", "Show the version."),
 }

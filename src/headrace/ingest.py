@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import structlog
 
@@ -20,10 +21,24 @@ from headrace.backoff import pause
 from headrace.clock import Clock
 from headrace.component import Arrival, Source
 from headrace.errors import HeadraceError, PlanError, RetryableError
-from headrace.formats import decode, decompress
+from headrace.formats import Decoded, decode, decompress
 from headrace.log import Log
 from headrace.metrics import Metrics
-from headrace.model import TIMESTAMP, Cursor, Receipt, Reject, Rows, Topic, as_json, dead_letters, split
+from headrace.model import (
+    TIMESTAMP,
+    Cursor,
+    Receipt,
+    Reject,
+    Rows,
+    Topic,
+    as_json,
+    conform,
+    dead_letters,
+    empty,
+    fitting,
+    split,
+    unify,
+)
 from headrace.units import Duration, Size
 
 logger = structlog.get_logger("headrace.ingest")
@@ -142,36 +157,30 @@ class Ingest:
         self, topic: Topic, body: bytes, media_type: str, component: str, key: tuple[str, bytes] | None
     ) -> Receipt:
         now_us = self._clock.now_us()
-        decoded = decode(
-            body,
-            media_type=media_type,
-            topic=topic,
-            now_us=now_us,
-            max_field_bytes=self._limits.max_field,
-            max_future=self._limits.max_future,
-        )
-        marks = None
-        if key is not None:
-            marks = pa.RecordBatch.from_arrays(
-                [
-                    pa.array([now_us], TIMESTAMP),
-                    pa.array([key[0]]),
-                    pa.array([key[1]], pa.binary()),
-                    pa.array([decoded.accepted]),
-                    pa.array([len(decoded.rejects)]),
-                ],
-                schema=IDEMPOTENCY.schema,
+
+        def decoded_for(spec: Topic) -> Decoded:
+            return decode(
+                body,
+                media_type=media_type,
+                topic=spec,
+                now_us=now_us,
+                max_field_bytes=self._limits.max_field,
+                max_future=self._limits.max_future,
             )
+
+        decoded = decoded_for(topic)
+        if decoded.rows is not None and not _compatible(decoded.rows, self._log.topics()[topic.name]):
+            # Another sender has grown the topic meanwhile, with other types: only the rows that contradict are rejected.
+            decoded = decoded_for(self._log.topics()[topic.name])
+        beside = {}
+        if key is not None:
+            values = (now_us, *key, decoded.accepted, len(decoded.rejects))
+            marks = [pa.array([value], f.type) for value, f in zip(values, IDEMPOTENCY.schema, strict=True)]
+            beside[IDEMPOTENCY.name] = pa.RecordBatch.from_arrays(marks, schema=IDEMPOTENCY.schema)
         rejects = self.store(
-            topic.name,
-            decoded.rows,
-            decoded.rejects,
-            component=component,
-            beside={IDEMPOTENCY.name: marks} if marks is not None else {},
-            size=len(body),
+            topic.name, decoded.rows, decoded.rejects, component=component, beside=beside, size=len(body)
         )
-        accepted = decoded.accepted - (len(rejects) - len(decoded.rejects))
-        return Receipt(accepted, len(rejects), rejects)
+        return Receipt(decoded.total - len(rejects), len(rejects), rejects)
 
     def _remember(self, key: str, digest: bytes, receipt: Receipt) -> None:
         self._keys[key] = (digest, receipt)
@@ -211,13 +220,9 @@ class Ingest:
             except PlanError as error:
                 if rows is None or not count:
                     raise
-                # The rows contradict the topic's columns: they are kept as dead letters, the cursor moves on.
-                rejects = [
-                    *rejects,
-                    *(Reject(raw, "schema", str(error), row=i) for i, raw in enumerate(as_json(rows))),
-                ]
-                count = 0
-                self._commit(topic, None, rejects, component, writer, cursor, beside or {})
+                rows, rejects = self._part(topic, rows, rejects, str(error))
+                count = rows.num_rows
+                self._commit(topic, rows, rejects, component, writer, cursor, beside or {})
         except BaseException:
             self._metrics.settle(component, "source", refused=total)
             raise
@@ -225,6 +230,25 @@ class Ingest:
         for code, number in Counter(reject.code for reject in rejects).items():
             self._metrics.dead_letters.labels(topic, component, code).inc(number)
         return rejects
+
+    def _part(
+        self, topic: str, rows: Rows, rejects: Sequence[Reject], why: str
+    ) -> tuple[Rows, Sequence[Reject]]:
+        """Rows that the topic takes as it is, and the rejects with the others added, numbered as they were sent."""
+        schema = self._log.topics()[topic].schema
+        good = (
+            fitting(rows, schema)
+            if _compatible(rows, self._log.topics()[topic])
+            else np.zeros(rows.num_rows, bool)
+        )
+        sent = np.setdiff1d(np.arange(rows.num_rows + len(rejects)), [reject.row for reject in rejects])
+        bad = as_json(rows.filter(pa.array(~good)))
+        places = sent[: rows.num_rows][~good]
+        more = [Reject(raw, "schema", why, row=int(at)) for raw, at in zip(bad, places, strict=True)]
+        if not good.any():
+            return empty(schema), [*rejects, *more]
+        known = unify(schema, rows.schema, on_new_field="discard")
+        return conform(rows.filter(pa.array(good)), known), [*rejects, *more]
 
     def _commit(
         self,
@@ -326,3 +350,12 @@ class Ingest:
         self._metrics.errors.labels(shard.name, "source", "read", "stopped").inc()
         log.error("source stopped; fix it and start it again", error=error)
         self._enter(shard, "failed")
+
+
+def _compatible(rows: Rows, topic: Topic) -> bool:
+    """Whether the fields that both have go together."""
+    try:
+        unify(topic.schema, rows.schema, on_new_field="discard")
+    except PlanError:
+        return False
+    return True

@@ -337,6 +337,26 @@ def _truncates(have: pa.DataType, want: pa.DataType) -> bool:
     return bool(not pa.types.is_integer(have) and pa.types.is_integer(want))
 
 
+def fitting(rows: Rows, schema: pa.Schema) -> npt.NDArray[np.bool_]:
+    """Which rows have values only in fields that `schema` has, so that `conform` loses nothing of them."""
+    return _fitting(
+        list(zip(rows.schema, rows.columns, strict=True)), {f.name: f for f in schema}, rows.num_rows
+    )
+
+
+def _fitting(
+    columns: Sequence[tuple[pa.Field, pa.Array]], known: Mapping[str, pa.Field], count: int
+) -> npt.NDArray[np.bool_]:
+    fits = np.ones(count, bool)
+    for f, array in columns:
+        if f.name not in known:
+            fits &= array.is_null().to_numpy(zero_copy_only=False)
+        elif pa.types.is_struct(f.type) and pa.types.is_struct(known[f.name].type):
+            children = [(child, pc.struct_field(array, [child.name])) for child in f.type]
+            fits &= _fitting(children, {child.name: child for child in known[f.name].type}, count)
+    return fits
+
+
 def concat(batches: Sequence[Rows], schema: pa.Schema) -> Rows:
     """All batches as one, in `schema`."""
     conformed = [conform(rows, schema) for rows in batches if rows.num_rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from headrace.metrics import Count
 from headrace.model import Span
 
 if TYPE_CHECKING:
+    from headrace.log import Positions
     from headrace.runtime import Runtime
 
 _MAX_CAUSES = 200  # topics x components x codes; the rest is counted as `other`
@@ -177,8 +178,13 @@ class Monitor:
 
     def _pipelines(self) -> dict[str, dict[str, Any]]:
         log = self._runtime.log
-        counts = log.counts()
         states = self._runtime.workers()
+        while True:
+            # Totals and positions change in one transaction: read between two equal looks, they belong together.
+            counts = log.counts()
+            positions = {name: log.positions(f"pipeline:{name}") for name in self._runtime.config.pipelines}
+            if all(log.counts().get(owner, (None,))[0] == epoch for owner, (epoch, _) in counts.items()):
+                break
         answer = {}
         for name, pipeline in self._runtime.config.pipelines.items():
             mine = [(epoch, totals) for (owner, _), (epoch, totals) in counts.items() if owner == name]
@@ -188,7 +194,8 @@ class Monitor:
                 "state": _worst([worker.state for worker in workers]) if workers else "stopped",
                 "from": list(pipeline.topics),
                 "to": pipeline.output,
-                "lag_records": self._lag(f"pipeline:{name}"),
+                "lag_records": self._behind(positions[name]),
+                "in_flight": self._behind(positions[name], pipeline.topics),
                 "watermark": min(watermarks) if watermarks and min(watermarks) > -(2**61) else None,
                 "epoch": sum(epoch.number for epoch, _ in mine),
                 **{
@@ -201,12 +208,12 @@ class Monitor:
             }
         return answer
 
-    def _lag(self, reader: str, topic: str | None = None) -> int:
-        log = self._runtime.log
+    def _behind(self, positions: Positions, topics: Sequence[str] | None = None) -> int:
+        """Rows in the log past these positions, in all topics or only some."""
         return sum(
-            max(0, log.extent(name, partition).end - position)
-            for (name, partition), position in log.positions(reader).items()
-            if topic is None or name == topic
+            max(0, self._runtime.log.extent(name, partition).end - position)
+            for (name, partition), position in positions.items()
+            if topics is None or name in topics
         )
 
     def _sink(self, name: str) -> dict[str, Any]:
@@ -217,9 +224,14 @@ class Monitor:
             "topics": list(entry.topics),
             "state": _worst([delivery.state for delivery in deliveries]) if deliveries else "stopped",
             "position": {d.topic: sum(d.positions.values()) for d in deliveries},
-            "lag_records": self._lag(f"sink:{name}"),
+            "lag_records": self._behind(self._runtime.log.positions(f"sink:{name}")),
             "circuit": next((d.circuit for d in deliveries if d.circuit != "closed"), "closed"),
             "retries": sum(delivery.retries for delivery in deliveries),
+            "received": sum(
+                self._runtime.log.extent(d.topic, partition).end - first
+                for d in deliveries
+                for partition, first in list(d.first.items())
+            ),
             "written": sum(delivery.written for delivery in deliveries),
             "dead": sum(delivery.dead for delivery in deliveries),
             "last_error": next((delivery.last_error for delivery in deliveries if delivery.last_error), ""),
@@ -275,7 +287,7 @@ class Monitor:
         counts = dict(runtime.metrics.counts())
         for name, item in status["pipelines"].items():
             # What has come in is known from the log's extents, what became of it from the epochs' totals.
-            lag = item["lag_records"]
+            lag = item["in_flight"]
             counts[name, "pipeline"] = Count(
                 received=item["received"] + lag,
                 sent=item["sent"],
@@ -308,12 +320,11 @@ class Monitor:
                     item["watermark"] / 1_000_000,
                 )
         for name, item in status["sinks"].items():
-            lag = item["lag_records"]
+            # A target that was set back takes rows again: then it has received more than the log holds.
+            settled = item["written"] + item["dead"]
+            received = max(item["received"], settled)
             counts[name, "sink"] = Count(
-                received=item["written"] + item["dead"] + lag,
-                sent=item["written"],
-                dead=item["dead"],
-                in_flight=lag,
+                received=received, sent=item["written"], dead=item["dead"], in_flight=received - settled
             )
         for (name, kind), count in counts.items():
             labels = {"component": name, "component_kind": kind}

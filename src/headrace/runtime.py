@@ -24,7 +24,7 @@ from headrace.engine.local import EngineLimits
 from headrace.errors import ConfigError, PlanError
 from headrace.ingest import Ingest, Limits, Shard
 from headrace.lake import DeltaTableRef, table_uri
-from headrace.log import open_log
+from headrace.log import Log, open_log
 from headrace.log.lock import DataDirLock
 from headrace.metrics import Metrics, Readings
 from headrace.model import Receipt
@@ -83,6 +83,10 @@ class Runtime:
     def start_all(self) -> None:
         """Start sinks, pipelines and sources of the configuration."""
         with self._lock:
+            for name in strangers(self.config, self.log):
+                logger.warning(
+                    "rows are kept for a reader that is no more", reader=name, hint="headrace forget"
+                )
             for sink in self.config.sinks.values():
                 self._start_sink(sink)
             for pipeline in self.config.pipelines.values():
@@ -129,7 +133,7 @@ class Runtime:
             for name in changed_sources:
                 self._stop_source(name)
             for name in changed_pipelines:
-                self._group.stop(name)
+                self._group.stop(name, config.pipelines.get(name))
             for name in changed_sinks:
                 self._stop_sink(name)
             self.config = dataclasses.replace(config, **{name: getattr(old, name) for name in fixed})
@@ -302,6 +306,13 @@ class Runtime:
             while thread.is_alive():
                 self.log.wake()
                 thread.join(0.1)
+
+
+def strangers(config: Config, log: Log) -> list[str]:
+    """Readers with a position in the log that the configuration doesn't name; retention keeps rows for them."""
+    known = {f"sink:{name}" for name in config.sinks}
+    known |= {f"{kind}:{name}" for name in config.pipelines for kind in ("pipeline", "checkpoint")}
+    return sorted(name for name in log.readers() if name not in known)
 
 
 def delta_tables(config: Config) -> dict[str, DeltaTableRef]:

@@ -355,3 +355,21 @@ def test_a_part_of_a_larger_batch_with_structs_is_written_as_it_is(
     writer.write(0, whole.slice(3, 4), 7)
     writer.write(0, whole.slice(5, 5), 10)
     assert sorted(p["v"] for p in stored(tmp_path, "events")["payload"].to_pylist()) == list(range(3, 10))
+
+
+def test_a_span_without_usable_rows_still_moves_the_position(tmp_path: Path) -> None:
+    sink = Delta(path=str(tmp_path / "lake"))
+    topic = Topic("things", pa.schema([pa.field("n", pa.int64())]))
+    writer = sink.open(topic, name="lake")
+    writer.write(0, pa.record_batch({"n": [1, 2]}), 2)
+    writer.write(0, pa.record_batch({"n": pa.array([], pa.int64())}), 7)
+    assert writer.committed(0) == 7
+    writer.close()
+    again = sink.open(topic, name="lake")
+    assert again.committed(0) == 7
+    again.write(0, pa.record_batch({"n": [9]}), 8)
+    assert DeltaTable(str(tmp_path / "lake" / "things")).to_pyarrow_table().column("n").to_pylist() in (
+        [1, 2, 9],
+        [9, 1, 2],
+    )
+    again.close()

@@ -77,6 +77,7 @@ def _look(config_file: Path | None, data_dir: str | None, url: str | None) -> It
         "config", "ok", f"{config.file or 'the shipped configuration'}: {len(config.pipelines)} pipelines"
     )
     yield from _disk(config)
+    yield from _readers(config)
     running = _server(url or _address(config))
     yield running
     yield _lock(config, running.status != "warn")
@@ -89,6 +90,19 @@ def _address(config: Config) -> str | None:
         return None
     host = config.server.host
     return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{config.server.port}"  # noqa: S104 - not bound here
+
+
+def _readers(config: Config) -> Iterator[Finding]:
+    from headrace.commands.place import has_log, opened_log
+    from headrace.runtime import strangers
+
+    if has_log(config) and config.log.partition("://")[0] == "sqlite":
+        with opened_log(config) as log:
+            gone = strangers(config, log)
+        advice = "let go of their rows with `headrace forget READER`" if gone else ""
+        yield Finding(
+            "readers", "warn" if gone else "ok", ", ".join(gone) or "all are in the configuration", advice
+        )
 
 
 def _disk(config: Config) -> Iterator[Finding]:

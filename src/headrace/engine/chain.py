@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -25,6 +25,8 @@ from headrace.model import (
 )
 from headrace.pipeline import Pipeline
 from headrace.units import Duration, Size
+
+_END_US = 2**60  # later than any event
 
 
 @dataclass
@@ -73,9 +75,15 @@ class Chain:
         return any(step.key() is not None for step in self._steps)
 
     def process(
-        self, inputs: Sequence[Rows], sides: Mapping[str, Sequence[Rows]], watermark_us: int
+        self,
+        inputs: Sequence[Rows],
+        sides: Mapping[str, Sequence[Rows]],
+        watermark_us: int,
+        *,
+        ending: Collection[int] = (),
     ) -> Outcome:
-        """Run all steps on `inputs` (rows of the pipeline's topics), after `sides` (rows of topics that steps read)."""
+        """Run all steps on `inputs` (rows of the pipeline's topics), after `sides` (rows of topics that steps read).
+        The steps at the positions `ending` give all that they still hold, as at the end of time."""
         batches = [conform(rows, self.schemas[0]) for rows in inputs if rows.num_rows]
         rows = (
             pa.concat_batches(batches)
@@ -93,7 +101,7 @@ class Chain:
                 for side in sides.get(topic, ()):
                     operator.side(topic, side)
             before = rows.num_rows
-            rows = operator.process(rows, watermark_us)
+            rows = operator.process(rows, _END_US if number in ending else watermark_us)
             aside = 0
             for item in operator.aside():
                 count = item.rows.num_rows
@@ -129,6 +137,17 @@ class Chain:
     def refresh(self, now_us: int) -> None:
         for operator in self.operators:
             operator.refresh(now_us)
+
+    def ending(self, successor: Pipeline) -> list[int]:
+        """Positions of the steps whose state `successor` can't take over."""
+        prints = [fingerprint(step) for step in successor.steps]
+        ending = []
+        for number, step in enumerate(self._steps):
+            if self.fingerprints[number] in prints:
+                del prints[: prints.index(self.fingerprints[number]) + 1]
+            elif step.key() is not None:
+                ending.append(number)
+        return ending
 
     @property
     def problem(self) -> str:

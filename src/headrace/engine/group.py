@@ -33,8 +33,9 @@ class Group(Protocol):
     """Workers of pipelines, started and stopped by pipeline."""
 
     def start(self, pipeline: Pipeline) -> None: ...
-    def stop(self, name: str) -> None:
-        """Returns after the pipeline's last epoch was committed and its state kept."""
+    def stop(self, name: str, successor: Pipeline | None = None) -> None:
+        """Returns after the pipeline's last epoch was committed and its state kept. With a `successor`, to be started
+        next, the open windows of steps that have changed come out first."""
 
     def states(self) -> Mapping[str, list[WorkerState]]: ...
     def close(self) -> None: ...
@@ -83,7 +84,9 @@ class ThreadGroup:
         self._running[pipeline.name] = (worker, thread, stop)
         thread.start()
 
-    def stop(self, name: str) -> None:
+    def stop(self, name: str, successor: Pipeline | None = None) -> None:
+        if name in self._running:
+            self._running[name][0].successor = successor
         self._stop([name])
 
     def _stop(self, names: list[str]) -> None:
@@ -138,11 +141,11 @@ class ProcessGroup:
             for child in self._children:
                 child.ask("start", pipeline)
 
-    def stop(self, name: str) -> None:
+    def stop(self, name: str, successor: Pipeline | None = None) -> None:
         with self._lock:
             self._pipelines.pop(name, None)
             for child in self._children:
-                child.ask("stop", name)
+                child.ask("stop", (name, successor))
 
     def states(self) -> Mapping[str, list[WorkerState]]:
         gathered: dict[str, list[WorkerState]] = {name: [] for name in self._pipelines}
@@ -242,7 +245,7 @@ def _work(settings: WorkerSettings, pipe: Connection) -> None:
             if command == "start":
                 group.start(value)
             elif command == "stop":
-                group.stop(value)
+                group.stop(*value)
             pipe.send(group.states() if command == "states" else True)
     except (EOFError, OSError):
         pass

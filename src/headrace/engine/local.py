@@ -85,6 +85,9 @@ class Worker:
     ) -> None:
         self.pipeline = pipeline
         self.state = WorkerState(pipeline.name, worker)
+        self.successor: Pipeline | None = (
+            None  # set before the stop: what takes over the partitions and the state
+        )
         self._log = log
         self._clock = clock
         self._checkpoints = checkpoints
@@ -222,9 +225,23 @@ class Worker:
             except Exception as error:  # a bug stops this pipeline, loudly, and nothing else
                 log.exception("pipeline stopped by a bug; its rows wait in the log")
                 return self._fail(f"{type(error).__name__}: {error}")
-        if opened and self.state.state != "failed":
+        if opened and self.state.state != "failed" and self._hand_over(stop):
             self.checkpoint()
         self._enter("stopped")
+
+    def _hand_over(self, stop: threading.Event) -> bool:
+        """Before another description takes over: what its steps can't go on with comes out now, and isn't lost."""
+        ending = self._chain.ending(self.successor) if self.successor is not None else []
+        if not ending:
+            return True
+        watermark_us = self._watermark.current_us
+        try:
+            outcome = self._chain.process([], {}, watermark_us, ending=ending)
+            epoch = Epoch(self._epoch + 1, {}, self._clock.now_us(), watermark_us)
+            return self._commit(epoch, outcome, stop)
+        except HeadraceError as error:
+            logger.error("open windows could not be kept", pipeline=self.pipeline.name, error=str(error))
+            return False
 
     def step(self, stop: threading.Event | None = None) -> bool:
         """One epoch, if there are rows or the watermark has moved; False when there was nothing to do."""

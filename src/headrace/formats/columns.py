@@ -273,10 +273,11 @@ class Shape:
             found = self._group.columns(rows)
             for name in form.times:
                 us = timestamps.column(found[name])
-                doubtful |= us < 0
-                if name == (form.time or at):
+                if us.min() < 0:
+                    doubtful |= us < 0
+                if name == (form.time or at) and us.max() > limits.latest_us:
                     doubtful |= us > limits.latest_us
-                found[name] = pa.array(us, TIMESTAMP)
+                found[name] = pa.array(us).view(TIMESTAMP)
             if form.envelope:
                 found = self._event(found, count, now_us, doubtful)
             arrays = [
@@ -300,8 +301,9 @@ class Shape:
         else:
             ids = pc.cast(pa.array(found.pop(form.source), pa.int64()), pa.string())
         lengths = np.asarray(pc.utf8_length(ids))
-        doubtful |= (lengths == 0) | (lengths > MAX_SOURCE_ID)
-        now = pa.array(np.full(count, now_us, np.int64), TIMESTAMP)
+        if lengths.min() == 0 or lengths.max() > MAX_SOURCE_ID:
+            doubtful |= (lengths == 0) | (lengths > MAX_SOURCE_ID)
+        now = pa.array(np.full(count, now_us, np.int64)).view(TIMESTAMP)
         out = {"source_id": ids, "timestamp": found.pop(form.time, now), "received_at": now}
         if form.event_type:
             out["event_type"] = found.pop(form.event_type)

@@ -242,9 +242,8 @@ class _Piece:
 
     def read(self) -> None:
         into = self._into
-        seen, shape = self._learn() if self._fast else (0, None)
+        seen, shape, rows = self._decode() if self._fast else (0, None, None)
         first = into.total - seen  # the number of this piece's first row
-        rows = None if shape is None else self._text.decode(shape)
         if shape is not None and rows is not None:
             into.claim(len(rows) - seen)
             del rows[:seen]
@@ -257,6 +256,24 @@ class _Piece:
             bad = list(range(seen, len(raws))) if shape is None else self._by_row(shape, raws, seen, first)
         for i in bad:
             into.row(raws[i], first + i)
+
+    def _decode(self) -> tuple[int, Shape | None, list[Any] | None]:
+        """How many rows were read to learn a shape, the shape, and all rows in it if they all have it.
+
+        Most bodies of a topic look like the one before, so its shape is tried first.
+        """
+        reader = self._into.reader
+        key = (self._policy, reader.naming, reader.limits.max_depth)
+        recent: Shape | None = None if reader.fields.added else reader.plan.recent.get(key)
+        rows = None if recent is None else self._text.decode(recent)
+        if rows is not None:
+            return 0, recent, rows
+        seen, shape = self._learn()
+        if shape is None or shape is recent:
+            return seen, shape, None
+        if not reader.fields.added:
+            reader.plan.recent[key] = shape
+        return seen, shape, self._text.decode(shape)
 
     def _learn(self) -> tuple[int, Shape | None]:
         """Read the first rows until one is accepted and its form has a shape; how many were read, and the shape."""

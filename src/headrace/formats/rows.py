@@ -54,7 +54,8 @@ class Naming:
 
 @dataclass(eq=False, slots=True)
 class Plan:
-    """What is read off a topic's schema once. `out` are the columns that rows come with, `shapes` are the fast path's."""
+    """What is read off a topic's schema once. `out` are the columns that rows come with; `shapes`, and those
+    used last, are the fast path's."""
 
     schema: pa.Schema
     envelope: bool
@@ -62,6 +63,7 @@ class Plan:
     out: pa.Schema
     count: int
     shapes: dict[Any, Any] = field(default_factory=dict)
+    recent: dict[Any, Any] = field(default_factory=dict)
 
 
 _plans: dict[int, Plan] = {}

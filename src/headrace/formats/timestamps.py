@@ -21,6 +21,7 @@ LAST_US = 9_223_372_036_854_775  # 2262-04-11, where nanosecond clocks end: what
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _DIGITS = re.compile(r"\d{9,19}(\.\d+)?")
+_PART = 64
 _NAIVE = pa.timestamp("us")
 
 
@@ -95,20 +96,29 @@ def _from_number(number: float) -> int | None:
     return round(number) if size < 1e17 else round(number / 1e3)
 
 
-def _cast(texts: pa.Array) -> npt.NDArray[np.int64] | None:
-    for type_ in (TIMESTAMP, _NAIVE):
+def _cast(
+    texts: pa.Array, types: Sequence[pa.DataType] = (TIMESTAMP, _NAIVE)
+) -> npt.NDArray[np.int64] | None:
+    for type_ in types:
         try:
-            return np.asarray(pc.cast(pc.cast(texts, type_), pa.int64()))
+            us: npt.NDArray[np.int64] = pc.cast(texts, type_).view(pa.int64()).to_numpy(zero_copy_only=False)
+            return us
         except pa.ArrowInvalid:
             continue
     return None
 
 
 def _from_texts(texts: pa.Array) -> npt.NDArray[np.int64]:
-    parsed = _cast(texts)
+    # By the first text alone: pyarrow takes long to find out that texts have a zone and shouldn't.
+    clock = texts[0].as_py()[10:]
+    zoned = clock[-1:] == "Z" or "+" in clock or "-" in clock
+    parsed = _cast(texts, (TIMESTAMP,) if zoned else (_NAIVE,))
     if parsed is not None:
         return _within(parsed)
-    # Arrow gives up on the whole column for one text that it can't read: then one by one.
+    # Arrow gives up on a whole column for one text that it can't read: in parts, and one by one in those with such a text.
+    if len(texts) > _PART:
+        parts = [_from_texts(texts.slice(start, _PART)) for start in range(0, len(texts), _PART)]
+        return np.concatenate(parts)
     out = np.full(len(texts), -1, np.int64)
     for i, text in enumerate(texts.to_pylist()):
         us = _from_text(text)
@@ -141,4 +151,6 @@ def _from_floats(numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 
 
 def _within(us: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    if us.min(initial=0) >= 0 and us.max(initial=0) <= LAST_US:
+        return us
     return np.where((us >= 0) & (us <= LAST_US), us, -1)

@@ -132,11 +132,12 @@ def _apart(receipt: Receipt, count: int) -> list[Receipt]:
         raise AssertionError(
             f"{count} rows were pushed, and {receipt.accepted} + {receipt.rejected} came back"
         )
-    alone = [Receipt(0, 1, (Reject(r.raw, r.code, r.reason, r.source_id),)) for r in receipt.rejects]
+    rejects = sorted(receipt.rejects, key=lambda reject: reject.row)
+    alone = [Receipt(0, 1, (Reject(r.raw, r.code, r.reason, r.source_id),)) for r in rejects]
     if not receipt.accepted:
         return alone
     verdicts = [_ACCEPTED] * count
-    for reject, verdict in zip(receipt.rejects, alone, strict=True):
+    for reject, verdict in zip(rejects, alone, strict=True):
         verdicts[reject.row] = verdict
     return verdicts
 

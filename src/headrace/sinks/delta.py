@@ -161,8 +161,6 @@ class DeltaWriter:
             return self._position(self._latest(), partition)
 
     def write(self, partition: int, rows: Rows, end: int) -> None:
-        if not rows.num_rows:
-            return  # the position waits for the next rows: a commit of nothing would only make the table's log grow
         doing = f"writing {self._topic.name}[{partition}] up to {end} to {self._uri}"
         with _Doing(doing):
             for _ in range(_CONFLICTS):
@@ -184,6 +182,12 @@ class DeltaWriter:
 
     def _commit(self, partition: int, rows: Rows, end: int) -> None:
         table = self._latest()
+        if table is None and not rows.num_rows:
+            return  # no table is made for nothing
+        # With a table, a span whose rows were all refused commits its position alone, which must not fall behind.
+        if table is None:
+            # Another writer may make it at the same moment and be ahead: the position is read from what is there then.
+            table = self._create(self._with_date_parts(lake_rows(rows, lake_schema(rows.schema))).schema)
         done = self._position(table, partition)
         if done >= end:
             return
@@ -191,8 +195,6 @@ class DeltaWriter:
         rows = rows.slice(skipped)
         incoming = self._with_date_parts(lake_rows(rows, lake_schema(rows.schema)))
         self._refuse_long_folders(incoming, skipped)
-        if table is None:
-            table = self._create(incoming.schema)
         have = self._table_schema(table)
         merged = unify(have, incoming.schema, where=self._topic.name)
         if widened(have, merged):
