@@ -8,7 +8,7 @@ UV := $(VENV)/.uv/bin/uv
 SOURCES := src tests $(wildcard bench)
 
 .DEFAULT_GOAL := check
-.PHONY: check install run test ci bench dev format reference lock clean help
+.PHONY: check install run test ci planted bench dev format reference lock clean help
 
 ## check: format, lint, types, reference pages and the fast tests; under a minute
 check: $(INSTALLED)
@@ -41,6 +41,10 @@ test: $(INSTALLED)
 ## ci: exactly what continuous integration runs
 ci:
 	.ci/run
+
+## planted: plant each known bug in a copy of the tree, and see that its tests notice it; under ten minutes
+planted: $(INSTALLED)
+	$(BIN)/python -m tests.house.planted $(ARGS)
 
 ## bench: measure, and print tables with this machine, versions and ratios; under ten minutes
 bench: $(INSTALLED)
