@@ -8,7 +8,7 @@ UV := $(VENV)/.uv/bin/uv
 SOURCES := src tests $(wildcard bench)
 
 .DEFAULT_GOAL := check
-.PHONY: check install run test ci planted bench dev format reference lock clean help
+.PHONY: check install run test browser ci planted bench dev format reference lock clean help
 
 ## check: format, lint, types, reference pages and the fast tests; under a minute
 check: $(INSTALLED)
@@ -35,8 +35,15 @@ run: $(INSTALLED)
 	@$(BIN)/headrace run $(ARGS)
 
 ## test: install, then run every test there is
-test: $(INSTALLED)
+test: $(INSTALLED) browser
 	$(BIN)/pytest -q
+
+# The page is looked at in a real browser. Where it can't be installed, those tests say that they were skipped.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && { apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } \
+		|| echo "no Chromium here: the tests of the page are skipped"; }
 
 ## ci: exactly what continuous integration runs
 ci:

@@ -29,6 +29,7 @@ sources: {}
 pipelines:
   windows:
     from: events
+    delay: 1m
     idle_after: 2s
     steps:
       - unpivot: {}

@@ -169,9 +169,10 @@ class Ingest:
             )
 
         decoded = decoded_for(topic)
-        if decoded.rows is not None and not _compatible(decoded.rows, self._log.topics()[topic.name]):
+        grown = self._log.topics()[topic.name]
+        if grown is not topic and decoded.rows is not None and not _compatible(decoded.rows, grown):
             # Another sender has grown the topic meanwhile, with other types: only the rows that contradict are rejected.
-            decoded = decoded_for(self._log.topics()[topic.name])
+            decoded = decoded_for(grown)
         beside = {}
         if key is not None:
             values = (now_us, *key, decoded.accepted, len(decoded.rejects))

@@ -33,7 +33,7 @@ from headrace.serve.workers import Workers
 DEFAULT_TOPIC = "events"
 MAX_LISTED = 100
 """Rejected rows named in an answer; all of them are in the dead letters."""
-THREADS = 8
+THREADS = 2
 WAITING = 4_000
 """Bodies that may wait for a thread; their bytes are bounded by `server.max_in_flight` besides."""
 PATIENCE = 15.0
