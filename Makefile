@@ -8,7 +8,7 @@ UV := $(VENV)/.uv/bin/uv
 SOURCES := src tests $(wildcard bench)
 
 .DEFAULT_GOAL := check
-.PHONY: check install run test browser ci bench dev format reference lock clean help
+.PHONY: check install run test browser ci planted bench dev format reference lock clean help
 
 ## check: format, lint, types, reference pages and the fast tests; under a minute
 check: $(INSTALLED)
@@ -48,6 +48,10 @@ browser:
 ## ci: exactly what continuous integration runs
 ci:
 	.ci/run
+
+## planted: plant each known bug in a copy of the tree, and see that its tests notice it; under ten minutes
+planted: $(INSTALLED)
+	$(BIN)/python -m tests.house.planted $(ARGS)
 
 ## bench: measure, and print tables with this machine, versions and ratios; under ten minutes
 bench: $(INSTALLED)

@@ -41,28 +41,7 @@ seen yet is null of type double instead of an error."""
 
 UNSEEN = {b"headrace.unseen": b"1"}
 """Field metadata, within a pipeline, of a column taken from a field that hasn't been seen yet: doubles, all null. In a
-topic such a column has the type null (`settled`), so that the first value may bring any type."""
-
-
-def settled(schema: pa.Schema) -> pa.Schema:
-    """`schema` as a topic keeps it."""
-    if not any(_unseen(f) for f in schema):
-        return schema
-    return pa.schema(
-        [pa.field(f.name, pa.null()) if _unseen(f) else f for f in schema], metadata=schema.metadata
-    )
-
-
-def settle(rows: Rows, schema: pa.Schema) -> Rows:
-    """Rows of `schema` as a topic takes them."""
-    if not any(_unseen(f) for f in schema):
-        return rows
-    arrays = [pa.nulls(rows.num_rows) if _unseen(f) else rows.column(f.name) for f in schema]
-    return pa.RecordBatch.from_arrays(arrays, schema=settled(schema))
-
-
-def _unseen(field: pa.Field) -> bool:
-    return bool(field.metadata and b"headrace.unseen" in field.metadata)
+topic such a column has the type null (`pipeline.settled`), so that the first value may bring any type."""
 
 
 def open_struct(fields: Sequence[pa.Field] = (), name: str = "payload") -> pa.Field:

@@ -386,4 +386,5 @@ def _reason(kind: str, status: str, item: dict[str, Any]) -> str:
         return str(item["problem"])
     if state == "stopped" and kind == "source":
         return "stopped; POST /api/stream/start starts it"
-    return {"finished": "finished: all its data is in", "idle": "running; nothing new"}.get(state, str(state))
+    words = {"finished": "finished: all its data is in", "idle": "running; nothing new"}
+    return words.get(str(state), str(state))

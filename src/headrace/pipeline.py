@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from headrace.component import Step, load
 from headrace.errors import PlanError
-from headrace.model import OPEN, Rows, Topic, settled, unify
+from headrace.model import OPEN, UNSEEN, Rows, Topic, unify
 from headrace.units import Duration
 
 
@@ -108,7 +108,7 @@ class Pipeline:
         return tuple(dict.fromkeys((*self.topics, *extra)))
 
     def schemas(self, topics: Mapping[str, Topic]) -> tuple[pa.Schema, ...]:
-        """Columns before the first step, and after each; the last as the output topic has them (`model.settled`).
+        """Columns before the first step, and after each; the last as the output topic has them (`settled`).
 
         Raises PlanError saying at which step and why.
         """
@@ -176,6 +176,27 @@ def is_open(field: pa.Field) -> bool:
     return bool(field.metadata and field.metadata.get(b"headrace.open"))
 
 
+def settled(schema: pa.Schema) -> pa.Schema:
+    """`schema` as a topic keeps it."""
+    if not any(_unseen(f) for f in schema):
+        return schema
+    return pa.schema(
+        [pa.field(f.name, pa.null()) if _unseen(f) else f for f in schema], metadata=schema.metadata
+    )
+
+
+def settle(rows: Rows, schema: pa.Schema) -> Rows:
+    """Rows of `schema` as a topic takes them."""
+    if not any(_unseen(f) for f in schema):
+        return rows
+    arrays = [pa.nulls(rows.num_rows) if _unseen(f) else rows.column(f.name) for f in schema]
+    return pa.RecordBatch.from_arrays(arrays, schema=settled(schema))
+
+
+def _unseen(field: pa.Field) -> bool:
+    return bool(field.metadata and UNSEEN.items() <= field.metadata.items())
+
+
 def pipeline(name: str, *topics: str, delay: str = "0s", idle_after: str = "5s") -> Pipeline:
     """Begin a pipeline that reads `topics`."""
     if not topics:
@@ -195,4 +216,4 @@ def _step(kind: str, options: Mapping[str, Any]) -> Step:
     return build(load("steps", kind), options, where=kind)  # type: ignore[return-value]
 
 
-__all__ = ["OPEN", "Pipeline", "input_schema", "is_open", "pipeline"]
+__all__ = ["OPEN", "Pipeline", "input_schema", "is_open", "pipeline", "settle", "settled"]

@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from headrace.component import Step, kind_of
 from headrace.errors import PlanError, RetryableError
-from headrace.model import DEAD_LETTERS, EVENTS, TIMESTAMP, TYPES, Topic, open_struct, settled, unify
+from headrace.model import DEAD_LETTERS, EVENTS, TIMESTAMP, TYPES, Topic, open_struct, unify
 from headrace.options import shown, suggest
-from headrace.pipeline import Pipeline, input_schema
+from headrace.pipeline import Pipeline, input_schema, settled
 
 if TYPE_CHECKING:
     from headrace.config import SinkEntry, SourceEntry, TopicOptions

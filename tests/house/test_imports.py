@@ -12,7 +12,7 @@ SRC = Path(__file__).parents[2] / "src" / "headrace"
 
 VALUES = {"errors", "model", "units", "clock"}
 COMPONENT = VALUES | {"component"}
-NUMERIC = COMPONENT | {"analysis", "expression", "dialect", "translate", "pipeline", "backoff"}
+NUMERIC = COMPONENT | {"analysis", "expression", "dialect", "translate", "grammar", "pipeline", "backoff"}
 
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),

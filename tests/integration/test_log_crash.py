@@ -91,6 +91,21 @@ def test_a_writer_killed_at_any_moment_loses_nothing_acknowledged(tmp_path: Path
     log.close()
 
 
+def test_every_connection_waits_for_the_disk(tmp_path: Path) -> None:
+    """What SQLite does with that is its own to prove; that it is asked to is not."""
+    log = open_log(tmp_path)
+    log.create(Topic("t", NUMBERS))
+    full = (2,)
+    assert log._database.writer.execute("PRAGMA synchronous").fetchone() == full
+    log._committer._roll_back(
+        log._database.writer
+    )  # nothing is open: SQLite refuses, and the connection is made anew
+    log.append("t", 0, numbers(1))
+    assert log._database.writer.execute("PRAGMA synchronous").fetchone() == full
+    assert log._database.writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    log.close()
+
+
 def test_a_disk_that_forgets_what_was_not_synced_loses_nothing_acknowledged(tmp_path: Path) -> None:
     choose = random.Random(11)
     source = tmp_path / "source"

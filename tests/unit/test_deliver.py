@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import ClassVar
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 from headrace.clock import FakeClock
 from headrace.component import Sink, Writer
 from headrace.deliver import Deliver, Delivery
-from headrace.errors import DataError, RetryableError
+from headrace.errors import DataError, HeadraceError, RetryableError
 from headrace.log.memory import MemoryLog
 from headrace.metrics import Metrics
 from headrace.model import DEAD_LETTERS, Rows, Topic
@@ -80,3 +81,64 @@ def test_a_refused_row_is_a_dead_letter_and_the_others_arrive_once(fate: list[st
     assert Even.target == [0, 2, 4]
     assert log.positions("sink:even") == {("numbers", 0): 5}
     log.close()
+
+
+class Forgetful(Even, frozen=True):
+    """Doesn't remember how far it got; the log does."""
+
+    exactly_once: ClassVar[bool] = False
+
+
+@pytest.fixture
+def numbers() -> Iterator[MemoryLog]:
+    Even.target.clear()
+    Even.end[0] = 0
+    log = MemoryLog(clock=FakeClock())
+    for topic in (NUMBERS, Topic("dead_letters", DEAD_LETTERS)):
+        log.create(topic)
+    log.append("numbers", 0, pa.RecordBatch.from_pydict({"n": [0, 2, 4]}, schema=NUMBERS.schema))
+    yield log
+    log.close()
+
+
+def test_a_target_without_a_memory_gets_the_rows_of_a_failed_write_after_a_restart(
+    numbers: MemoryLog,
+) -> None:
+    Even.fate[:] = ["down"]
+    deliver, sink = Deliver(numbers, FakeClock(), Metrics()), Forgetful()
+    for outcome in ("down", "up", "nothing new"):
+        state = Delivery("even", "even", "numbers")  # as after a restart
+        deliver.begin(sink, sink.open(NUMBERS, name="even"), state, "earliest")
+        if outcome == "down":
+            with pytest.raises(RetryableError):
+                deliver.step(sink, sink.open(NUMBERS, name="even"), state, threading.Event())
+        else:
+            deliver.step(sink, sink.open(NUMBERS, name="even"), state, threading.Event())
+    assert Even.target == [0, 2, 4]
+
+
+def test_a_target_with_a_memory_is_believed_more_than_the_log(numbers: MemoryLog) -> None:
+    """It was restored from a backup, say, or the process died between the two."""
+    Even.fate.clear()
+    with numbers.transaction() as transaction:
+        transaction.position("sink:even", "numbers", 0, 3)
+    Even.end[0] = 1
+    deliver, sink, state = (
+        Deliver(numbers, FakeClock(), Metrics()),
+        Even(),
+        Delivery("even", "even", "numbers"),
+    )
+    deliver.begin(sink, sink.open(NUMBERS, name="even"), state, "earliest")
+    deliver.step(sink, sink.open(NUMBERS, name="even"), state, threading.Event())
+    assert Even.target == [2, 4]
+
+
+def test_a_target_that_is_ahead_of_the_log_is_refused(numbers: MemoryLog) -> None:
+    Even.end[0] = 99
+    deliver, sink, state = (
+        Deliver(numbers, FakeClock(), Metrics()),
+        Even(),
+        Delivery("even", "even", "numbers"),
+    )
+    with pytest.raises(HeadraceError, match="belongs to another data directory"):
+        deliver.begin(sink, sink.open(NUMBERS, name="even"), state, "earliest")

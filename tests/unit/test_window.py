@@ -60,6 +60,12 @@ def test_windows_are_aligned_to_1970_also_before_it() -> None:
     ]
 
 
+def test_a_window_before_1970_stays_open_until_its_end() -> None:
+    operator = Window(length=seconds("10s"), by="k").open(SCHEMA)
+    assert run(operator, rows(("a", 1, "x", -15)), -12) == []
+    assert run(operator, rows(("a", 1, "x", -11)), -10) == [("a", -20, -10, 2)]
+
+
 def test_results_are_in_the_order_of_end_and_key_with_the_null_key_last() -> None:
     operator = Window(length=seconds("10s"), by="k").open(SCHEMA)
     batch = rows(

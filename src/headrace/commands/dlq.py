@@ -268,11 +268,12 @@ def _corrected(letter: Letter, sets: tuple[str, ...], edit: bool) -> bytes | Non
     if edit:
         from headrace.commands.output import as_text
 
-        note = f"# {letter.row['code']}: {letter.row['reason']}\n"
+        note = f"# {letter.row['code']}: {' '.join(letter.row['reason'].split())}\n"
         text = click.edit(note + (as_text(raw) or ""), extension=".json")
         if text is None:
             return None
-        raw = text.removeprefix(note).strip().encode()
+        # The note may have been edited along with the rest; JSON never begins with #.
+        raw = (text.partition("\n")[2] if text.startswith("#") else text).strip().encode()
     return raw
 
 

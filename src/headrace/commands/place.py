@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _NOTE = "run.json"  # in the data directory: which configuration the last run used
+
+_SECRET = re.compile(
+    r"secret|passw|passphrase|pwd|token|credential|authorization|bearer|(api|access|private|account)_?key",
+    re.IGNORECASE,
+)
+_USER = re.compile(r"://[^/@\s]+@")
+_ONLY_SECRETS = "storage_options"
 
 set_option = click.option(
     "--set",
@@ -46,9 +54,47 @@ def place_options(command: F) -> F:
 
 
 def note_run(config: Config, file: Path | None, sets: Sequence[str], demo: bool) -> None:
-    """Remember in the data directory how it is run, so that `headrace query` and others find the same topics."""
-    note = {"config": str(file.absolute()) if file else None, "sets": list(sets), "demo": demo}
-    (config.data_dir / _NOTE).write_text(json.dumps(note), "utf-8")
+    """Remember in the data directory how it is run, so that `headrace query` and others find the same topics.
+
+    Secrets given by `--set` are not kept.
+    """
+    kept = [text for text in map(_kept, sets) if text]
+    note = {"config": str(file.absolute()) if file else None, "sets": kept, "demo": demo}
+    path = config.data_dir / _NOTE
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+        path.chmod(0o600)  # also of a file that was there
+        json.dump(note, out)
+
+
+def _kept(text: str) -> str:
+    """What the commands beside a server need of a `--set`: perhaps nothing, and never a secret."""
+    from headrace.yaml_positions import parse_path, parse_value
+
+    name, _, value = text.partition("=")
+    path = parse_path(name.strip())
+    if path[0] == "engine" or (path[0] == "server" and path[1:] not in (("host",), ("port",))):
+        return ""
+    if _ONLY_SECRETS in path:
+        return ""
+    found = parse_value(value)
+    masked = _masked(found, any(_SECRET.search(str(part)) for part in path))
+    return text if masked == found else f"{name}={json.dumps(masked)}"
+
+
+def _masked(value: Any, secret: bool) -> Any:
+    """The value with other texts in place of secrets, of the same type so that it still fits its option."""
+    if isinstance(value, dict):
+        return {
+            k: _masked(v, secret or bool(_SECRET.search(str(k))))
+            for k, v in value.items()
+            if k != _ONLY_SECRETS
+        }
+    if isinstance(value, list):
+        return [_masked(item, secret) for item in value]
+    if isinstance(value, str):
+        return "not-kept" if secret else _USER.sub("://not-kept@", value)
+    return 0 if secret and isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def find_config(config_file: Path | None, data_dir: str | None, *, used: bool = True) -> Config:

@@ -63,24 +63,29 @@ def command(
             bar.length = total
             bar.update(done - bar.pos)
 
+        chosen = config.pipelines[pipeline]
+        others = [p for p in config.pipelines.values() if p.output == chosen.output and p.name != pipeline]
         result = replay(
-            config.pipelines[pipeline], log, start_us=start_us, end_us=end_us, shadow=shadow, progress=told
+            chosen, log, start_us=start_us, end_us=end_us, shadow=shadow, others=others, progress=told
         )
-    differs = result.missing.num_rows + result.extra.num_rows
     if as_json:
         echo_json(
             {
                 "shadow": result.shadow, "read": result.read, "written": result.written, "dead": result.dead,
                 "late": result.late, "same": result.same,
                 "missing": {"count": result.missing.num_rows, "rows": plain_rows(result.missing.slice(0, limit))},
+                "columns": {"missing": result.lost, "extra": result.added},
                 "extra": {"count": result.extra.num_rows, "rows": plain_rows(result.extra.slice(0, limit))},
             }
         )  # fmt: skip
-        return 1 if differs else 0
+        return 1 if result.differs else 0
     click.echo(
         f"read {result.read} rows, wrote {result.written} to {result.shadow} ({result.late} late, {result.dead} dead)"
     )
     click.echo(f"same {result.same}, missing now {result.missing.num_rows}, new now {result.extra.num_rows}")
+    for title, names in (("columns missing now", result.lost), ("columns new now", result.added)):
+        if names:
+            click.echo(f"{title}: {', '.join(names)}")
     for title, table in (("missing now", result.missing), ("new now", result.extra)):
         if table.num_rows and limit:
             click.echo(f"\n{title}:")
@@ -88,7 +93,7 @@ def command(
             echo_table(
                 table.column_names, ([row[c] for c in table.column_names] for row in rows), max_width=32
             )
-    return 1 if differs else 0
+    return 1 if result.differs else 0
 
 
 def at_us(text: str, flag: str) -> int:

@@ -11,19 +11,8 @@ import pyarrow as pa
 
 from headrace.component import Aside, Operator, Step, kind_of
 from headrace.log import Transaction
-from headrace.model import (
-    Reject,
-    Rows,
-    Topic,
-    as_json,
-    conform,
-    dead_letters,
-    empty,
-    settle,
-    settled,
-    split,
-)
-from headrace.pipeline import Pipeline
+from headrace.model import Reject, Rows, Topic, as_json, conform, dead_letters, empty, split
+from headrace.pipeline import Pipeline, settle, settled
 from headrace.units import Duration, Size
 
 _END_US = 2**60  # later than any event

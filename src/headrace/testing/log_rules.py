@@ -196,6 +196,7 @@ class LogRules:
             clock.advance(1)
         with log.transaction() as transaction:
             transaction.position("slow", "t", 0, 5)
+            transaction.position("fast", "t", 0, 9)
         assert log.retain(clock.now_us()) == 0
         assert log.retain(clock.now_us() + 3_000_000) == 4
         assert log.extent("t", 0) == Span(4, 20)
@@ -205,6 +206,8 @@ class LogRules:
             log.bounded("t", 0, 0, max_rows=1, max_bytes=1)
         log.forget("slow")
         assert log.retain(clock.now_us() + 3_500_000) == 4
+        assert log.retain(clock.now_us() + 10**12) == 0
+        log.forget("fast")
         assert log.retain(clock.now_us() + 10**12) == 12
         assert (log.extent("t", 0), log.bytes("t", 0)) == (Span(20, 20), 0)
         assert log.append("t", 0, numbers(1)) == Span(20, 21)
