@@ -112,7 +112,9 @@ def test_data_streamer_reads_a_simulated_fleet_and_a_file(tmp_path: Path) -> Non
     )
     heard: list[Rows] = []
     with hr.DataStreamer(warm) as streamer:
-        streamer.add_source("fleet", {"kind": "generate", "devices": 3, "count": 500, "rate": 100_000, "seed": 5})
+        streamer.add_source(
+            "fleet", {"kind": "generate", "devices": 3, "count": 500, "rate": 100_000, "seed": 5}
+        )
         streamer.add_source("file", {"path": str(readings), "follow": False})
         streamer.connect(heard.append)
         streamer.start_stream()
