@@ -73,7 +73,17 @@ def plant(bug: Bug, copy: Path) -> tuple[bool, str]:
 
 def run(tests: tuple[str, ...], copy: Path, seconds: float) -> tuple[int | None, str]:
     """pytest's exit code, None when it took too long, and its output."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=60", *(test.removesuffix("::") for test in tests)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "--timeout=60",
+        *(test.removesuffix("::") for test in tests),
+    ]
     env = {**os.environ, "PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     with subprocess.Popen(
         command, cwd=copy, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
