@@ -1,6 +1,6 @@
 """`make bench`: every bench in turn, each in a process of its own so that none finds the other's memory.
 
-    python -m bench [NAME ...]
+python -m bench [NAME ...]
 """
 
 from __future__ import annotations

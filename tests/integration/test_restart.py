@@ -112,7 +112,10 @@ def test_ready_at_once_after_a_kill_with_a_large_log(tmp_path: Path) -> None:
     )
     data_dir = tmp_path / "data"
     with Headrace(config, data_dir) as server:  # makes the topics
-        server.post([{"sourceId": "a", "payload": {"seq": 0}}])
+        old = time.strftime(
+            "%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 300)
+        )  # so that the rest is on time
+        server.post([{"sourceId": "a", "timestamp": old, "payload": {"seq": 0}}])
     log = SqliteLog(data_dir / "log.db", clock=SystemClock(), observe=lambda name, value: None)
     topic: Topic = log.topics()["events"]
     random = np.random.default_rng(1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 import pyarrow as pa
 
-from headrace.component import Operator, Step, kind_of
+from headrace.component import Aside, Operator, Step, kind_of
 from headrace.log import Transaction
 from headrace.model import Reject, Rows, Topic, as_json, conform, dead_letters, empty, split
 from headrace.pipeline import Pipeline, settle, settled
@@ -24,7 +24,7 @@ class Outcome:
 
     rows: Rows
     late: dict[str, list[Rows]] = field(default_factory=dict)  # topic -> rows
-    rejects: list[tuple[str, Reject]] = field(default_factory=list)  # (component, reject)
+    asides: list[tuple[str, Aside]] = field(default_factory=list)  # (component, what it put aside)
     counts: dict[str, int] = field(default_factory=dict)  # received, sent, filtered, dead, late, emitted
 
     def write(
@@ -36,13 +36,16 @@ class Outcome:
                 if name and rows.num_rows:
                     for partition, part in split(rows, topics[name].key, topics[name].partitions).items():
                         transaction.append(name, partition, part)
-        by_component: dict[str, list[Reject]] = {}
-        for component, reject in self.rejects:
-            by_component.setdefault(component, []).append(reject)
-        for component, rejects in by_component.items():
-            origin = "+".join(pipeline.topics)
-            rows = dead_letters(rejects, now_us=now_us, topic=origin, component=component)
-            transaction.append("dead_letters", 0, rows)
+        origin = "+".join(pipeline.topics)
+        for component, aside in self.asides:
+            # Made only here: an epoch that runs again to rebuild the state needs no letters.
+            sources = _sources(aside.rows)
+            rejects = [
+                Reject(raw, aside.code, aside.reasons[i], sources[i], i)
+                for i, raw in enumerate(as_json(aside.rows))
+            ]
+            letters = dead_letters(rejects, now_us=now_us, topic=origin, component=component)
+            transaction.append("dead_letters", 0, letters)
 
 
 class Chain:
@@ -97,12 +100,8 @@ class Chain:
                 aside += count
                 if item.to:
                     outcome.late.setdefault(item.to, []).append(settle(item.rows, self._within[number]))
-                else:
-                    component = f"{self._pipeline.name}.{kind_of(step)}"
-                    sources = _sources(item.rows)
-                    for i, raw in enumerate(as_json(item.rows)):
-                        reject = Reject(raw, item.code, item.reasons[i], sources[i], i)
-                        outcome.rejects.append((component, reject))
+                elif count:
+                    outcome.asides.append((f"{self._pipeline.name}.{kind_of(step)}", item))
                 if whole:
                     if item.code == "late" or item.to:
                         late += count
