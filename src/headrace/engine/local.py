@@ -32,7 +32,9 @@ logger = structlog.get_logger("headrace.engine")
 _TOTALS = ("received", "sent", "filtered", "dead", "late", "emitted")
 _TICK = 1.0  # seconds between looks at the clock on an idle stream, at first
 _LONGEST_TICK = 30.0
-_MOST_WORK = 1.0  # seconds of work after which state is kept before its time, so that recovery is short under load
+_MOST_WORK = (
+    1.0  # seconds of work after which state is kept before its time, so that recovery is short under load
+)
 
 
 class Checkpoints(Protocol):
