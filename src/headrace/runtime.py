@@ -23,7 +23,7 @@ from headrace.engine.group import Group, ProcessGroup, ThreadGroup
 from headrace.engine.local import EngineLimits
 from headrace.errors import ConfigError, PlanError
 from headrace.ingest import Ingest, Limits, Shard
-from headrace.lake import DeltaTableRef, table_uri
+from headrace.lake import DeltaTableRef
 from headrace.log import Log, open_log
 from headrace.log.lock import DataDirLock
 from headrace.metrics import Metrics, Readings
@@ -323,7 +323,7 @@ def delta_tables(config: Config) -> dict[str, DeltaTableRef]:
             for topic in entry.topics:
                 tables.setdefault(
                     topic,
-                    DeltaTableRef(table_uri(entry.sink.path, topic), entry.sink.storage_options, entry.name),
+                    DeltaTableRef(entry.sink.path, entry.sink.storage_options, entry.name),
                 )
     return tables
 

@@ -12,6 +12,8 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from headrace.config import load_config
+from headrace.runtime import Runtime
 from tests.integration.load import Sender
 from tests.integration.process import Headrace
 
@@ -65,6 +67,7 @@ sinks:
   archive: {kind: files, from: [warm, aggregations], path: archive, flush_interval: 300ms}
 engine: {checkpoint_interval: 1s}
 """
+LAKE = "sinks: {lake: {kind: delta, from: events, path: lake, flush_interval: 50ms}}"
 INPUTS = {
     "measurements": ["events"], "aggregations": ["measurements"], "warm": ["events"], "checked": ["events"],
     "both": ["events", "dead_letters"],
@@ -192,6 +195,34 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
         late = rows.get("late_measurements", 0)
         assert found["aggregations", "pipeline"]["dead"] == late
         assert windows["n"] <= rows["measurements"] - late
+
+
+def test_rows_that_have_left_the_log_are_found_in_the_lake_once(tmp_path: Path) -> None:
+    config = tmp_path / "headrace.yaml"
+    config.write_text("topics: {events: {retention: 0s}}\n" + LAKE)
+    runtime = Runtime(load_config(config, env={}, data_dir=tmp_path / "data"))
+
+    def count() -> int:
+        return int(runtime.store.query("SELECT count(*) AS n FROM events").table.column("n")[0].as_py())
+
+    def push(source: str) -> None:
+        lines = [json.dumps({"sourceId": source, "payload": {"n": n}}) for n in range(100)]
+        runtime.push("events", "\n".join(lines).encode(), media_type="application/x-ndjson")
+
+    try:
+        runtime.start_all()
+        push("a")
+        assert count() == 100
+        deadline = time.monotonic() + 20
+        while runtime.status()["sinks"]["lake"]["written"] < 100 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert count() == 100  # in both
+        assert runtime.log.retain(runtime.clock.now_us() + 1_000_000) == 100
+        assert count() == 100
+        push("b")
+        assert count() == 200
+    finally:
+        runtime.close()
 
 
 @pytest.mark.slow

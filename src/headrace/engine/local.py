@@ -32,6 +32,7 @@ logger = structlog.get_logger("headrace.engine")
 _TOTALS = ("received", "sent", "filtered", "dead", "late", "emitted")
 _TICK = 1.0  # seconds between looks at the clock on an idle stream, at first
 _LONGEST_TICK = 30.0
+_MOST_WORK = 1.0  # seconds of work after which state is kept before its time, so that recovery is short under load
 
 
 class Checkpoints(Protocol):
@@ -100,6 +101,8 @@ class Worker:
         self._tick = _TICK
         self._quiet_since = 0.0
         self._last_tick = 0.0
+        self._work = 0.0  # seconds of work since the last checkpoint: what a recovery would do again
+        self._checkpoint_seconds = 0.0
 
     # -- start and recovery ------------------------------------------------------------------------
 
@@ -265,6 +268,7 @@ class Worker:
         if not self._commit(epoch, outcome, stop):
             return False
         ended = self._clock.monotonic()
+        self._work += ended - began
         self._observe(self.pipeline.name, ended - began, _age(rows.values(), self._clock.now_us()))
         self._maybe_checkpoint(ended)
         return True
@@ -364,15 +368,18 @@ class Worker:
             transaction.epoch(self.pipeline.name, self._worker, epoch, totals)
 
     def _maybe_checkpoint(self, now: float) -> None:
-        if now - self._last_checkpoint >= self._limits.checkpoint_interval.seconds:
+        due = now - self._last_checkpoint >= self._limits.checkpoint_interval.seconds
+        if due or self._work >= max(_MOST_WORK, 10 * self._checkpoint_seconds):
             self.checkpoint()
 
     def checkpoint(self) -> None:
         """Keep the state as it is after the last epoch, and let go of what the checkpoint before last covers."""
-        self._last_checkpoint = self._clock.monotonic()
+        began = self._clock.monotonic()
+        self._last_checkpoint, self._work = began, 0.0
         before = self._kept
         if before is None or before.epoch != self._epoch:
             self._keep(before)
+            self._checkpoint_seconds = self._clock.monotonic() - began
 
     def _keep(self, before: Checkpoint | None) -> None:
         checkpoint = self.state_after()
