@@ -63,6 +63,19 @@ def test_rows_written_again_are_there_once(tmp_path: Path) -> None:
     assert sorted(stored(tmp_path)["value"].to_pylist()) == list(range(15))
 
 
+def test_an_old_span_never_moves_the_position_back(tmp_path: Path) -> None:
+    writer = sink(tmp_path).open(TOPIC, name="silver")
+    writer.write(0, rows(0, 10), 10)
+    version = DeltaTable(str(tmp_path / "measurements")).version()
+    writer.write(0, rows(0, 5), 5)
+    sink(tmp_path).open(TOPIC, name="silver").write(0, rows(2, 3), 5)
+    assert DeltaTable(str(tmp_path / "measurements")).version() == version
+    again = sink(tmp_path).open(TOPIC, name="silver")
+    assert again.committed(0) == 10
+    again.write(0, rows(8, 4), 12)
+    assert sorted(stored(tmp_path)["value"].to_pylist()) == list(range(12))
+
+
 def test_two_sinks_on_one_topic_keep_positions_of_their_own(tmp_path: Path) -> None:
     sink(tmp_path).open(TOPIC, name="one").write(0, rows(0, 3), 3)
     assert sink(tmp_path).open(TOPIC, name="two").committed(0) == 0

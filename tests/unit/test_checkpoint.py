@@ -39,6 +39,13 @@ def test_only_the_two_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "heat" / "0").iterdir()) == ["2", "3"]
 
 
+def test_the_newest_is_taken_and_newer_is_by_number(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for epoch in (9, 10):
+        store.save("heat", 0, make(epoch))
+    assert store.load("heat", 0) == make(10)
+
+
 @pytest.mark.parametrize("damage", ["meta.json", "0.arrow"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, damage: str) -> None:
     store = CheckpointStore(tmp_path)

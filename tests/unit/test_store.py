@@ -398,6 +398,16 @@ def test_pages_pass_through_many_equal_times_and_equal_rows(tmp_path: Path) -> N
     assert sorted(value for page in got for value in page) == sorted([float(i) for i in range(10)] * 3)
 
 
+def test_pages_pass_through_more_equal_rows_than_two_pages_hold(tmp_path: Path) -> None:
+    log = ListLog(Topic("measurements", SCHEMA))
+    log.put("measurements", 0, measurements(1, 2))
+    for _ in range(11):
+        log.put("measurements", 0, measurements(0, 1))
+    with Store(log, {}) as store:  # type: ignore[arg-type]
+        got = pages(store, limit=3)
+    assert [value for page in got for value in page] == [2.0, 1.0, *[0.0] * 11]
+
+
 @pytest.mark.parametrize(
     "cursor", ["x", "W10", "eyJhIjoxfQ", "WyJvdGhlciIsdHJ1ZSwxLDEsMV0", "ÿ", "a" * 10_000]
 )
