@@ -26,7 +26,7 @@ topics:
 pipelines:
   counted:
     from: events
-    delay: 1s
+    delay: 5s # a body that waits for the disk was stamped when it came
     idle_after: 1s
     steps:
       - window: {length: 1s, by: source_id, count: payload.seq, sum: payload.seq}
