@@ -127,7 +127,9 @@ def test_a_full_disk_refuses_writes_serves_reads_and_recovers(tmp_path: Path, sm
                     break
                 time.sleep(0.3)
             n = sender.acknowledged
-            assert windows == {"n": n, "s": n * (n - 1) // 2}
+            assert windows == {"n": n, "s": n * (n - 1) // 2}, server.get("/api/stream/status")["pipelines"][
+                "counted"
+            ]["last_error"]
         status, body, _ = server.request("GET", "/api/v1/health")
         states = {c["name"]: c["status"] for c in json.loads(body)["components"]}
         assert states["counted"] == "ok"

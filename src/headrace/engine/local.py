@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
 
 import pyarrow.compute as pc
 import structlog
@@ -20,55 +18,24 @@ from headrace.backoff import pause
 from headrace.clock import Clock
 from headrace.engine.chain import Chain, Outcome
 from headrace.engine.checkpoint import Checkpoint
+from headrace.engine.terms import Checkpoints, EngineLimits, Observer, WorkerState
 from headrace.engine.watermark import Input, Watermark
 from headrace.errors import CorruptLogError, FencedError, HeadraceError, RetryableError
 from headrace.log import Log
 from headrace.model import Epoch, Rows, Span
 from headrace.pipeline import Pipeline
-from headrace.units import Duration, Size
+
+__all__ = ["Checkpoints", "EngineLimits", "Observer", "Worker", "WorkerState"]
 
 logger = structlog.get_logger("headrace.engine")
 
 _TOTALS = ("received", "sent", "filtered", "dead", "late", "emitted")
 _TICK = 1.0  # seconds between looks at the clock on an idle stream, at first
 _LONGEST_TICK = 30.0
+_LONGEST_PAUSE = 2.0  # seconds: what fails here is nearly always the own disk, and a try is cheap
 _MOST_WORK = (
     1.0  # seconds of work after which state is kept before its time, so that recovery is short under load
 )
-
-
-class Checkpoints(Protocol):
-    """Where checkpoints are kept: `engine.checkpoint.CheckpointStore`, or memory in a simulation."""
-
-    def save(self, pipeline: str, worker: int, checkpoint: Checkpoint) -> None: ...
-    def load(self, pipeline: str, worker: int) -> Checkpoint | None: ...
-
-
-class Observer(Protocol):
-    """Told of every committed epoch: duration in seconds, age in seconds of the oldest row read (None without rows)."""
-
-    def __call__(self, pipeline: str, seconds: float, age: float | None) -> None: ...
-
-
-@dataclass(frozen=True)
-class EngineLimits:
-    """Bounds of one epoch, and how often state is kept."""
-
-    max_rows: int = 100_000
-    max_bytes: Size = field(default_factory=lambda: Size.parse("64MiB"))
-    checkpoint_interval: Duration = field(default_factory=lambda: Duration.parse("5s"))
-
-
-@dataclass
-class WorkerState:
-    """State of one worker, for status and health."""
-
-    pipeline: str
-    worker: int
-    state: str = "starting"  # starting, recovering, running, retrying, failed, stopped
-    since_us: int = 0
-    last_error: str = ""
-    problem: str = ""  # what doesn't work as it should while rows go on
 
 
 class Worker:
@@ -220,7 +187,9 @@ class Worker:
                 self._enter("retrying")
                 if attempt == 1:
                     log.warning("pipeline is interrupted and will be retried", error=str(error))
-                self._clock.wait(stop, pause(attempt, self.pipeline.name, asked=error.after))
+                self._clock.wait(
+                    stop, pause(attempt, self.pipeline.name, asked=error.after, longest=_LONGEST_PAUSE)
+                )
             except FencedError as error:
                 log.error("pipeline stopped: another worker has taken over", error=str(error))
                 return self._fail(str(error))
@@ -349,7 +318,9 @@ class Worker:
                     )
                 if stop is None:
                     raise
-                if self._clock.wait(stop, pause(attempt, self.pipeline.name, asked=error.after)):
+                if self._clock.wait(
+                    stop, pause(attempt, self.pipeline.name, asked=error.after, longest=_LONGEST_PAUSE)
+                ):
                     self._fail("stopped while the log could not be written; the last epoch runs again")
                     return False
         if attempt:
