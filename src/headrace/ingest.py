@@ -23,6 +23,7 @@ from headrace.errors import HeadraceError, PlanError, RetryableError
 from headrace.log import Log
 from headrace.metrics import Metrics
 from headrace.model import (
+    TIMESTAMP,
     Cursor,
     Reject,
     Rows,
@@ -225,14 +226,24 @@ class Ingest:
         """Make one Arrival durable under the cursor of `writer`."""
         if arrival.rows is None and not arrival.rejects and not arrival.beside and arrival.cursor is None:
             return
+        rows = self._stamped(shard.topic, arrival.rows)
         intake = Intake(
-            shard.topic, arrival.rows, arrival.rejects, shard.name, writer, arrival.cursor, arrival.beside
+            shard.topic, rows, arrival.rejects, shard.name, writer, arrival.cursor, arrival.beside
         )
         rejects = self.store(intake)
         shard.received += intake.total
         shard.rejected += len(rejects)
         shard.accepted += intake.total - len(rejects)
         shard.last_us = self._clock.now_us()
+
+    def _stamped(self, topic: str, rows: Rows | None) -> Rows | None:
+        """Rows of an envelope topic with the time at which they are taken in, whatever the source says."""
+        if rows is None or "received_at" not in self._log.topics()[topic].schema.names:
+            return rows
+        now = pa.array(np.full(rows.num_rows, self._clock.now_us(), np.int64)).view(TIMESTAMP)
+        at = rows.schema.get_field_index("received_at")
+        field = pa.field("received_at", TIMESTAMP)
+        return rows.append_column(field, now) if at < 0 else rows.set_column(at, field, now)
 
     def _enter(self, shard: Shard, state: str) -> None:
         if shard.state != state:

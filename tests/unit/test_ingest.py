@@ -139,6 +139,7 @@ def test_a_source_goes_on_from_its_durable_cursor_after_an_outage() -> None:
     assert shard.state == "finished"
     assert [row["event_type"] for row in rows(log, "events")] == ["0", "1", "2", "3", "4"]
     assert log.cursor("source:flaky:0") == 5
+    assert all(row["received_at"] is not None for row in rows(log, "events"))
 
 
 def test_the_code_after_a_yield_does_not_run_when_the_append_fails() -> None:

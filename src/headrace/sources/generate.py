@@ -33,7 +33,10 @@ from headrace.sources.generate_lines import joined, texts
 from headrace.sources.generate_records import PROFILES
 
 _BLOCK = 16_384  # events made at once; whole readings of all devices, so it differs with their number
-_TICK = 0.02  # seconds between looks at the clock while events are due at a rate
+_SHORT, _LONG = (
+    0.02,
+    0.1,
+)  # seconds between looks at the clock while events are due at a rate: some 20 at a time
 _STRAY_US = 10_000_000  # further off the clock than this (a pause, a clock step), real time is anchored anew
 _STREAM_FAULTS = 1 << 61  # apart from the fleet's streams
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -122,6 +125,7 @@ class Generate(Source, frozen=True, kw_only=True):
         following = self.rate > 0 and not self.start
         began, first = clock.monotonic(), number
         maker = _Maker(self)
+        tick = min(_LONG, max(_SHORT, 20 / self.rate)) if self.rate else _SHORT
         idle = 0.0
         while not self.count or number < self.count:
             end = number + self.batch
@@ -139,8 +143,8 @@ class Generate(Source, frozen=True, kw_only=True):
                 if idle >= 0.25:
                     idle = 0.0
                     yield Arrival()
-                idle += _TICK
-                clock.wait(never, _TICK)
+                idle += tick
+                clock.wait(never, tick)
                 continue
             idle = 0.0
             end = min(end, maker.block_end(number))
