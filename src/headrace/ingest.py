@@ -1,4 +1,4 @@
-"""The loop from sources to the log, and the door for pushed bodies. Accepted means durable.
+"""The loop from sources to the log. Accepted means durable.
 
 A source is resumed only after its rows, its cursor and its rejects are in the log together, so the line after its
 `yield` may acknowledge. Memory is bounded because there is at most one Arrival of each source shard on its way.
@@ -6,9 +6,8 @@ A source is resumed only after its rows, its cursor and its rejects are in the l
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,49 +20,45 @@ from headrace.backoff import pause
 from headrace.clock import Clock
 from headrace.component import Arrival, Source
 from headrace.errors import HeadraceError, PlanError, RetryableError
-from headrace.formats import Decoded, decode, decompress
 from headrace.log import Log
 from headrace.metrics import Metrics
 from headrace.model import (
-    TIMESTAMP,
     Cursor,
-    Receipt,
     Reject,
     Rows,
     Topic,
     as_json,
     conform,
     dead_letters,
-    empty,
     fitting,
     split,
     unify,
 )
-from headrace.units import Duration, Size
 
 logger = structlog.get_logger("headrace.ingest")
 
-IDEMPOTENCY = Topic(
-    "_idempotency",
-    pa.schema(
-        [
-            pa.field("timestamp", TIMESTAMP, nullable=False),
-            pa.field("key", pa.string(), nullable=False),
-            pa.field("digest", pa.binary(), nullable=False),
-            pa.field("accepted", pa.int64(), nullable=False),
-            pa.field("rejected", pa.int64(), nullable=False),
-        ]
-    ),
-    retention=Duration.parse("1d"),
-    max_size=Size.parse("64MiB"),
-)
-"""Bodies stored under an Idempotency-Key in the last day, so that a retried request isn't stored twice."""
 
-_REMEMBERED_KEYS = 100_000
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """What becomes durable together: rows of a topic, what was rejected on the way, where the source stands, rows
+    for other topics. `size` counts the bytes it came in."""
 
+    topic: str
+    rows: Rows | None
+    rejects: Sequence[Reject] = ()
+    component: str = ""
+    writer: str = ""
+    cursor: Cursor = None
+    beside: Mapping[str, Rows] = field(default_factory=dict)
+    size: int = 0
 
-class IdempotencyError(HeadraceError):
-    """The Idempotency-Key was used before with another body."""
+    @property
+    def count(self) -> int:
+        return 0 if self.rows is None else int(self.rows.num_rows)
+
+    @property
+    def total(self) -> int:
+        return self.count + len(self.rejects)
 
 
 @dataclass
@@ -82,204 +77,109 @@ class Shard:
     last_error: str = ""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a pushed body may be."""
-
-    max_decompressed: int = 64 * 2**20
-    max_field: int = 2**20
-    max_future: Duration = field(default_factory=lambda: Duration.parse("5m"))
-
-
 class Ingest:
     """Puts rows into the log. Safe to use from several threads; concurrent appends share an fsync."""
 
-    def __init__(self, log: Log, clock: Clock, metrics: Metrics, limits: Limits) -> None:
+    def __init__(self, log: Log, clock: Clock, metrics: Metrics) -> None:
         self._log = log
         self._clock = clock
         self._metrics = metrics
-        self._limits = limits
-        self._keys: OrderedDict[str, tuple[bytes, Receipt]] = OrderedDict()
-        self._keys_in_use: set[str] = set()
-        self._keys_lock = threading.Lock()
         self._spread = 0
-        log.create(IDEMPOTENCY)
-        self._load_keys()
-
-    # -- the push door -----------------------------------------------------------------------------
-
-    def push(
-        self,
-        topic: str,
-        body: bytes,
-        *,
-        media_type: str = "",
-        encoding: str = "",
-        idempotency_key: str | None = None,
-        component: str = "http",
-    ) -> Receipt:
-        """Decode `body` and store it; durable on return.
-
-        Raises LookupError (unknown topic), formats.FormatFaultError (the body as a whole is unusable),
-        IdempotencyError, StorageFullError or another RetryableError; then nothing was stored.
-        """
-        known = self._log.topics().get(topic)
-        if known is None or topic.startswith("_"):
-            raise LookupError(topic)
-        if encoding:
-            body = decompress(body, encoding, max_bytes=self._limits.max_decompressed)
-        if idempotency_key is None:
-            return self._push(known, body, media_type, component, None)
-        digest = hashlib.sha256(topic.encode() + b"\0" + body).digest()
-        with self._keys_lock:
-            before = self._keys.get(idempotency_key)
-            if before is not None:
-                if before[0] != digest:
-                    raise IdempotencyError(
-                        f"Idempotency-Key {idempotency_key!r} was used before with another body"
-                    )
-                self._metrics.arrive(component, "source", before[1].total, len(body))
-                self._metrics.settle(component, "source", filtered=before[1].total)
-                return replace(before[1], duplicate=True)
-            if idempotency_key in self._keys_in_use:
-                raise RetryableError("a request with this Idempotency-Key is being stored", after=1)
-            self._keys_in_use.add(idempotency_key)
-        try:
-            receipt = self._push(known, body, media_type, component, (idempotency_key, digest))
-            with self._keys_lock:
-                self._remember(idempotency_key, digest, receipt)
-            return receipt
-        finally:
-            with self._keys_lock:
-                self._keys_in_use.discard(idempotency_key)
-
-    def _push(
-        self, topic: Topic, body: bytes, media_type: str, component: str, key: tuple[str, bytes] | None
-    ) -> Receipt:
-        now_us = self._clock.now_us()
-
-        def decoded_for(spec: Topic) -> Decoded:
-            return decode(
-                body,
-                media_type=media_type,
-                topic=spec,
-                now_us=now_us,
-                max_field_bytes=self._limits.max_field,
-                max_future=self._limits.max_future,
-            )
-
-        decoded = decoded_for(topic)
-        grown = self._log.topics()[topic.name]
-        if grown is not topic and decoded.rows is not None and not _compatible(decoded.rows, grown):
-            # Another sender has grown the topic meanwhile, with other types: only the rows that contradict are rejected.
-            decoded = decoded_for(grown)
-        beside = {}
-        if key is not None:
-            values = (now_us, *key, decoded.accepted, len(decoded.rejects))
-            marks = [pa.array([value], f.type) for value, f in zip(values, IDEMPOTENCY.schema, strict=True)]
-            beside[IDEMPOTENCY.name] = pa.RecordBatch.from_arrays(marks, schema=IDEMPOTENCY.schema)
-        rejects = self.store(
-            topic.name, decoded.rows, decoded.rejects, component=component, beside=beside, size=len(body)
-        )
-        return Receipt(decoded.total - len(rejects), len(rejects), rejects)
-
-    def _remember(self, key: str, digest: bytes, receipt: Receipt) -> None:
-        self._keys[key] = (digest, receipt)
-        while len(self._keys) > _REMEMBERED_KEYS:
-            self._keys.popitem(last=False)
-
-    def _load_keys(self) -> None:
-        extent = self._log.extent(IDEMPOTENCY.name, 0)
-        start = max(extent.start, extent.end - _REMEMBERED_KEYS)
-        while start < extent.end:
-            span = self._log.bounded(IDEMPOTENCY.name, 0, start, max_rows=10_000, max_bytes=2**24)
-            for row in self._log.read(IDEMPOTENCY.name, 0, span).to_pylist():
-                self._remember(row["key"], row["digest"], Receipt(row["accepted"], row["rejected"]))
-            start = span.end
 
     # -- storing -----------------------------------------------------------------------------------
 
-    def store(
-        self,
-        topic: str,
-        rows: Rows | None,
-        rejects: Sequence[Reject] = (),
-        *,
-        component: str,
-        writer: str = "",
-        cursor: Cursor = None,
-        beside: Mapping[str, Rows] | None = None,
-        size: int = 0,
-    ) -> Sequence[Reject]:
-        """Make rows, rejects and cursor durable together; gives the rejects, grown by rows that don't fit the topic."""
-        count = rows.num_rows if rows is not None else 0
-        total = count + len(rejects)
-        self._metrics.arrive(component, "source", total, size)
+    def store(self, intake: Intake) -> Sequence[Reject]:
+        """Make an Intake durable; gives its rejects, grown by the rows that don't fit the topic.
+
+        Raises StorageFullError or another RetryableError; then nothing of it was stored.
+        """
+        self._arrive([intake])
         try:
             try:
-                self._commit(topic, rows, rejects, component, writer, cursor, beside or {})
+                self._commit([intake])
             except PlanError as error:
-                if rows is None or not count:
+                if not intake.count:
                     raise
-                rows, rejects = self._part(topic, rows, rejects, str(error))
-                count = rows.num_rows
-                self._commit(topic, rows, rejects, component, writer, cursor, beside or {})
+                intake = self._part(intake, str(error))
+                self._commit([intake])
         except BaseException:
-            self._metrics.settle(component, "source", refused=total)
+            self._metrics.settle(intake.component, "source", refused=intake.total)
             raise
-        self._metrics.settle(component, "source", sent=count, dead=len(rejects))
-        for code, number in Counter(reject.code for reject in rejects).items():
-            self._metrics.dead_letters.labels(topic, component, code).inc(number)
-        return rejects
+        self._settle(intake)
+        return intake.rejects
 
-    def _part(
-        self, topic: str, rows: Rows, rejects: Sequence[Reject], why: str
-    ) -> tuple[Rows, Sequence[Reject]]:
-        """Rows that the topic takes as it is, and the rejects with the others added, numbered as they were sent."""
-        schema = self._log.topics()[topic].schema
-        good = (
-            fitting(rows, schema)
-            if _compatible(rows, self._log.topics()[topic])
-            else np.zeros(rows.num_rows, bool)
-        )
-        sent = np.setdiff1d(np.arange(rows.num_rows + len(rejects)), [reject.row for reject in rejects])
+    def store_together(self, intakes: Sequence[Intake]) -> list[Sequence[Reject] | HeadraceError]:
+        """Make several durable with one fsync; what became of each, as `store` would have said."""
+        self._arrive(intakes)
+        try:
+            self._commit(intakes)
+        except PlanError:
+            self._refuse(intakes)
+            return [
+                self._alone(intake) for intake in intakes
+            ]  # one that doesn't fit must not cost the others
+        except HeadraceError as error:
+            self._refuse(intakes)
+            return [error] * len(intakes)
+        for intake in intakes:
+            self._settle(intake)
+        return [intake.rejects for intake in intakes]
+
+    def _alone(self, intake: Intake) -> Sequence[Reject] | HeadraceError:
+        try:
+            return self.store(intake)
+        except HeadraceError as error:
+            return error
+
+    def _arrive(self, intakes: Sequence[Intake]) -> None:
+        for intake in intakes:
+            self._metrics.arrive(intake.component, "source", intake.total, intake.size)
+
+    def _refuse(self, intakes: Sequence[Intake]) -> None:
+        for intake in intakes:
+            self._metrics.settle(intake.component, "source", refused=intake.total)
+
+    def _settle(self, intake: Intake) -> None:
+        self._metrics.settle(intake.component, "source", sent=intake.count, dead=len(intake.rejects))
+        for code, number in Counter(reject.code for reject in intake.rejects).items():
+            self._metrics.dead_letters.labels(intake.topic, intake.component, code).inc(number)
+
+    def _part(self, intake: Intake, why: str) -> Intake:
+        """The rows that the topic takes as it is, the others among the rejects, numbered as they were sent."""
+        topic, rows = self._log.topics()[intake.topic], intake.rows
+        assert rows is not None
+        fits = compatible(rows, topic)
+        good = fitting(rows, topic.schema) if fits else np.zeros(rows.num_rows, bool)
+        sent = np.setdiff1d(np.arange(intake.total), [reject.row for reject in intake.rejects])
         bad = as_json(rows.filter(pa.array(~good)))
         places = sent[: rows.num_rows][~good]
         more = [Reject(raw, "schema", why, row=int(at)) for raw, at in zip(bad, places, strict=True)]
-        if not good.any():
-            return empty(schema), [*rejects, *more]
-        known = unify(schema, rows.schema, on_new_field="discard")
-        return conform(rows.filter(pa.array(good)), known), [*rejects, *more]
+        known = unify(topic.schema, rows.schema, on_new_field="discard") if fits else topic.schema
+        kept = conform(rows.filter(pa.array(good)), known) if good.any() else None
+        return replace(intake, rows=kept, rejects=[*intake.rejects, *more])
 
-    def _commit(
-        self,
-        topic: str,
-        rows: Rows | None,
-        rejects: Sequence[Reject],
-        component: str,
-        writer: str,
-        cursor: Cursor,
-        beside: Mapping[str, Rows],
-    ) -> None:
+    def _commit(self, intakes: Sequence[Intake]) -> None:
         topics = self._log.topics()
+        now_us = self._clock.now_us()
         with self._log.transaction() as transaction:
-            for name, more in ((topic, rows), *beside.items()):
-                if more is None or not more.num_rows:
-                    continue
-                spec = topics[name]
-                if not spec.key and spec.partitions > 1:
-                    self._spread = (self._spread + 1) % spec.partitions
-                    transaction.append(name, self._spread, more)
-                    continue
-                for partition, part in split(more, spec.key, spec.partitions).items():
-                    transaction.append(name, partition, part)
-            if rejects:
-                now_us = self._clock.now_us()
-                transaction.append(
-                    "dead_letters", 0, dead_letters(rejects, now_us=now_us, topic=topic, component=component)
-                )
-            if writer:
-                transaction.cursor(writer, cursor)
+            for intake in intakes:
+                for name, rows in ((intake.topic, intake.rows), *intake.beside.items()):
+                    if rows is None or not rows.num_rows:
+                        continue
+                    spec = topics[name]
+                    if not spec.key and spec.partitions > 1:
+                        self._spread = (self._spread + 1) % spec.partitions
+                        transaction.append(name, self._spread, rows)
+                        continue
+                    for partition, part in split(rows, spec.key, spec.partitions).items():
+                        transaction.append(name, partition, part)
+                if intake.rejects:
+                    rows = dead_letters(
+                        intake.rejects, now_us=now_us, topic=intake.topic, component=intake.component
+                    )
+                    transaction.append("dead_letters", 0, rows)
+                if intake.writer:
+                    transaction.cursor(intake.writer, intake.cursor)
 
     # -- the source loop ---------------------------------------------------------------------------
 
@@ -325,20 +225,13 @@ class Ingest:
         """Make one Arrival durable under the cursor of `writer`."""
         if arrival.rows is None and not arrival.rejects and not arrival.beside and arrival.cursor is None:
             return
-        rejects = self.store(
-            shard.topic,
-            arrival.rows,
-            arrival.rejects,
-            component=shard.name,
-            writer=writer,
-            cursor=arrival.cursor,
-            beside=arrival.beside,
+        intake = Intake(
+            shard.topic, arrival.rows, arrival.rejects, shard.name, writer, arrival.cursor, arrival.beside
         )
-        count = arrival.rows.num_rows if arrival.rows is not None else 0
-        total = count + len(arrival.rejects)
-        shard.received += total
+        rejects = self.store(intake)
+        shard.received += intake.total
         shard.rejected += len(rejects)
-        shard.accepted += total - len(rejects)
+        shard.accepted += intake.total - len(rejects)
         shard.last_us = self._clock.now_us()
 
     def _enter(self, shard: Shard, state: str) -> None:
@@ -353,7 +246,7 @@ class Ingest:
         self._enter(shard, "failed")
 
 
-def _compatible(rows: Rows, topic: Topic) -> bool:
+def compatible(rows: Rows, topic: Topic) -> bool:
     """Whether the fields that both have go together."""
     try:
         unify(topic.schema, rows.schema, on_new_field="discard")

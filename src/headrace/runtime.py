@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -22,13 +23,14 @@ from headrace.engine.checkpoint import CheckpointStore
 from headrace.engine.group import Group, ProcessGroup, ThreadGroup
 from headrace.engine.local import EngineLimits
 from headrace.errors import ConfigError, PlanError
-from headrace.ingest import Ingest, Limits, Shard
+from headrace.ingest import Ingest, Intake, Shard
 from headrace.lake import DeltaTableRef
 from headrace.log import Log, open_log
 from headrace.log.lock import DataDirLock
 from headrace.metrics import Metrics, Readings
 from headrace.model import Receipt
 from headrace.monitor import Monitor
+from headrace.push import Limits, Push
 from headrace.sinks.delta import Delta
 from headrace.sinks.sensors import Sensors
 from headrace.store import Limits as StoreLimits
@@ -64,7 +66,8 @@ class Runtime:
             limits = Limits(
                 config.server.max_decompressed.bytes, config.server.max_field.bytes, config.server.max_future
             )
-            self.ingest = Ingest(self.log, self.clock, self.metrics, limits)
+            self.ingest = Ingest(self.log, self.clock, self.metrics)
+            self._push = Push(self.ingest, self.log, self.clock, self.metrics, limits)
             self._deliver = Deliver(self.log, self.clock, self.metrics)
             self.monitor = Monitor(self)
             self.store = self._make_store(config)
@@ -169,10 +172,20 @@ class Runtime:
         idempotency_key: str | None = None,
         client: str = "",
     ) -> Receipt:
-        """Store a pushed body; see `Ingest.push` for the errors."""
-        return self.ingest.push(
+        """Store a pushed body; see `Push.push` for the errors."""
+        return self._push.push(
             topic, body, media_type=media_type, encoding=encoding, idempotency_key=idempotency_key
         )
+
+    def prepare(
+        self, topic: str, body: bytes, *, media_type: str, encoding: str = "", client: str = ""
+    ) -> Intake:
+        """The first half of `push`, for a body without an idempotency key: decode it."""
+        return self._push.prepare(topic, body, media_type=media_type, encoding=encoding)
+
+    def commit(self, intakes: Sequence[Intake]) -> list[Receipt | Exception]:
+        """The second half of `push`: make prepared bodies durable, all with one fsync."""
+        return self._push.commit(intakes)
 
     def start(self, source: str, interval: str | None = None) -> None:
         """Start a configured source, perhaps at another interval. Raises LookupError or ConfigError."""

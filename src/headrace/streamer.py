@@ -29,7 +29,7 @@ from headrace.config import build, kinds, load_config
 from headrace.engine.chain import Chain
 from headrace.engine.watermark import Watermark
 from headrace.errors import ConfigError, HeadraceError
-from headrace.ingest import Ingest, Limits, Shard
+from headrace.ingest import Ingest, Shard
 from headrace.log.memory import MemoryLog
 from headrace.metrics import Metrics
 from headrace.model import DEAD_LETTERS, EVENTS, Cursor, Rows, Topic, unify
@@ -131,7 +131,7 @@ class DataStreamer:
                 self._log.create(Topic(topic, schema, max_size=Size.parse("16MiB")))
         self._mark(self._log.extent(_TOPIC, 0).end)
         self._chain = Chain(self._process, self._log.topics())
-        self._ingest = Ingest(self._log, self._clock, Metrics(), Limits())
+        self._ingest = Ingest(self._log, self._clock, Metrics())
         for name, source in self._sources.items():
             for shard_name in source.shards():
                 shard = Shard(name, type(source).__name__, _TOPIC)

@@ -13,7 +13,7 @@ import headrace
 
 ROOT = Path(__file__).parents[2]
 MAX_LINES = 400
-LONGER = {"engine/local.py": 420}
+LONGER: dict[str, int] = {}
 """Files that are longer yet, and how long they may be. An entry goes as soon as its file is short enough."""
 
 TEXT = {

@@ -17,10 +17,11 @@ import pyarrow as pa
 from headrace.clock import Clock, SystemClock
 from headrace.config import Config, ServerOptions
 from headrace.errors import ConfigError
-from headrace.formats import decode, decompress
-from headrace.ingest import IdempotencyError
+from headrace.ingest import Ingest, Intake
 from headrace.log.memory import MemoryLog
+from headrace.metrics import Metrics
 from headrace.model import DEAD_LETTERS, EVENTS, TIMESTAMP, Receipt, Reject, Rows, Span, Topic, dead_letters
+from headrace.push import Limits, Push
 from headrace.serve.app import App, create_app
 from headrace.serve.server import Server
 from headrace.store import Store
@@ -90,7 +91,9 @@ class SmallRuntime:
             "headrace_accepted_records", "Rows accepted", registry=self.registry
         )
         self.lock = threading.Lock()
-        self.receipts: dict[str, tuple[bytes, Receipt]] = {}
+        limits = Limits(max_decompressed=self.config.server.max_decompressed.bytes)
+        metrics = Metrics()
+        self._push = Push(Ingest(self.log, self.clock, metrics), self.log, self.clock, metrics, limits)
         self.causes: Tally[tuple[str, str]] = Tally()
         self.examples: dict[tuple[str, str], str] = {}
         self.counts: Tally[str] = Tally()
@@ -110,30 +113,39 @@ class SmallRuntime:
         idempotency_key: str | None,
         client: str,
     ) -> Receipt:
+        self._hold()
+        receipt = self._push.push(
+            topic, body, media_type=media_type, encoding=encoding, idempotency_key=idempotency_key
+        )
+        return receipt if receipt.duplicate else self._noted(topic, receipt)
+
+    def prepare(self, topic: str, body: bytes, *, media_type: str, encoding: str, client: str) -> Intake:
+        self._hold()
+        return self._push.prepare(topic, body, media_type=media_type, encoding=encoding)
+
+    def commit(self, intakes: Sequence[Intake]) -> list[Receipt | Exception]:
+        results = self._push.commit(intakes)
+        return [
+            self._noted(intake.topic, result) if isinstance(result, Receipt) else result
+            for intake, result in zip(intakes, results, strict=True)
+        ]
+
+    def _hold(self) -> None:
         self.gate.wait(20)
-        found = self.log.topics().get(topic)
-        if found is None:
-            raise LookupError(topic)
         if self.fault is not None:
             raise self.fault
+
+    def _noted(self, topic: str, receipt: Receipt) -> Receipt:
         with self.lock:
-            if idempotency_key is not None and idempotency_key in self.receipts:
-                before, receipt = self.receipts[idempotency_key]
-                if before != body:
-                    raise IdempotencyError("the key was used before with another body")
-                return dataclasses.replace(receipt, duplicate=True)
-            plain = decompress(body, encoding, max_bytes=self.config.server.max_decompressed.bytes)
-            decoded = decode(plain, media_type=media_type, topic=found, now_us=self.clock.now_us())
-            rows = decoded.rows
-            if rows is not None and rows.num_rows:
-                self.log.append(topic, 0, rows)
-            self.put_aside(decoded.rejects, topic)
-            receipt = Receipt(decoded.accepted, len(decoded.rejects), decoded.rejects)
-            if idempotency_key is not None:
-                self.receipts[idempotency_key] = (body, receipt)
             self.counts["accepted"] += receipt.accepted
             self.accepted.inc(receipt.accepted)
-            return receipt
+            self._tally(receipt.rejects, topic)
+        return receipt
+
+    def _tally(self, rejects: Sequence[Reject], topic: str) -> None:
+        for reject in rejects:
+            self.causes[reject.code, topic] += 1
+            self.examples[reject.code, topic] = reject.raw[:200].decode("utf-8", "replace")
 
     def put_aside(self, rejects: Sequence[Reject], topic: str) -> None:
         if rejects:
@@ -141,9 +153,7 @@ class SmallRuntime:
             self.log.append(
                 "dead_letters", 0, dead_letters(rejects, now_us=now_us, topic=topic, component="http")
             )
-            for reject in rejects:
-                self.causes[reject.code, topic] += 1
-                self.examples[reject.code, topic] = reject.raw[:200].decode("utf-8", "replace")
+            self._tally(rejects, topic)
 
     def table(self, topic: str) -> pa.Table:
         """All rows of a topic."""

@@ -12,18 +12,24 @@ import pytest
 
 from headrace.clock import FakeClock
 from headrace.component import Arrival, Cursor, RetryableError, Source
-from headrace.ingest import IdempotencyError, Ingest, Limits, Shard
+from headrace.ingest import Ingest, Shard
 from headrace.log.memory import MemoryLog
 from headrace.metrics import Metrics
-from headrace.model import DEAD_LETTERS, EVENTS, Topic
+from headrace.model import DEAD_LETTERS, EVENTS, Receipt, Topic
+from headrace.push import IdempotencyError, Limits, Push
 
 
-def make(**options: Any) -> tuple[Ingest, MemoryLog, Metrics]:
+def door(log: MemoryLog, metrics: Metrics | None = None) -> Push:
+    metrics = metrics or Metrics()
+    return Push(Ingest(log, FakeClock(), metrics), log, FakeClock(), metrics, Limits())
+
+
+def make(**options: Any) -> tuple[Push, MemoryLog, Metrics]:
     clock = FakeClock()
     log, metrics = MemoryLog(clock=clock), Metrics()
     log.create(Topic("events", EVENTS, key=("source_id",), **options))
     log.create(Topic("dead_letters", DEAD_LETTERS))
-    return Ingest(log, clock, metrics, Limits()), log, metrics
+    return door(log, metrics), log, metrics
 
 
 def rows(log: MemoryLog, topic: str) -> list[dict[str, Any]]:
@@ -50,7 +56,7 @@ def test_the_same_key_and_body_is_stored_once_also_after_a_restart() -> None:
     first = ingest.push("events", body({"t": 1}, {"t": 2}), idempotency_key="k")
     again = ingest.push("events", body({"t": 1}, {"t": 2}), idempotency_key="k")
     assert (again.accepted, again.duplicate, first.duplicate) == (2, True, False)
-    restarted = Ingest(log, FakeClock(), Metrics(), Limits())
+    restarted = door(log)
     assert restarted.push("events", body({"t": 1}, {"t": 2}), idempotency_key="k").duplicate
     assert log.extent("events", 0).end == 2
     with pytest.raises(IdempotencyError):
@@ -86,6 +92,27 @@ def test_senders_that_disagree_on_a_type_are_told_apart() -> None:
     assert accepted >= 2
 
 
+def test_bodies_committed_together_get_a_receipt_each() -> None:
+    push, log, metrics = make(max_fields=7)
+    push.push("events", body({"t": 1}))
+    intakes = [push.prepare("events", body({"t": n, "only_here": n})) for n in range(3)]
+    push.push("events", body({"t": 9, "u": 1, "v": 1}))  # fills the topic up to its most fields
+    results = push.commit([*intakes[:1], push.prepare("events", body({"t": 5}, {"t": 6})), intakes[1]])
+    assert [(r.accepted, r.rejected) for r in results if isinstance(r, Receipt)] == [(0, 1), (2, 0), (0, 1)]
+    assert [row["payload"]["t"] for row in rows(log, "events")] == [1.0, 9.0, 5.0, 6.0]
+    count = metrics.counts()["http", "source"]
+    assert (count.received, count.sent, count.dead, count.in_flight) == (6, 4, 2, 0)
+
+
+def test_a_log_that_fails_fails_every_body_of_the_group() -> None:
+    push, log, metrics = make()
+    intakes = [push.prepare("events", body({"t": n})) for n in range(3)]
+    log.close()
+    results = push.commit(intakes)
+    assert all(isinstance(result, RetryableError) for result in results)
+    assert metrics.counts()["http", "source"].received == 0
+
+
 class Flaky(Source, frozen=True, kw_only=True):
     """Yields 0..4 and breaks once, after 2."""
 
@@ -104,16 +131,16 @@ class Flaky(Source, frozen=True, kw_only=True):
 
 
 def test_a_source_goes_on_from_its_durable_cursor_after_an_outage() -> None:
-    ingest, log, _ = make()
+    _, log, metrics = make()
     shard = Shard("flaky", "flaky", "events")
-    ingest.run(Flaky(), shard, "0", threading.Event())
+    Ingest(log, FakeClock(), metrics).run(Flaky(), shard, "0", threading.Event())
     assert shard.state == "finished"
     assert [row["event_type"] for row in rows(log, "events")] == ["0", "1", "2", "3", "4"]
     assert log.cursor("source:flaky:0") == 5
 
 
 def test_the_code_after_a_yield_does_not_run_when_the_append_fails() -> None:
-    ingest, log, _ = make()
+    _, log, metrics = make()
     acknowledged = []
 
     class Queue(Source, frozen=True, kw_only=True):
@@ -130,7 +157,7 @@ def test_the_code_after_a_yield_does_not_run_when_the_append_fails() -> None:
     shard = Shard("queue", "queue", "events")
     stop = threading.Event()
     threading.Timer(0.3, stop.set).start()
-    ingest.run(Queue(), shard, "0", stop)
+    Ingest(log, FakeClock(), metrics).run(Queue(), shard, "0", stop)
     assert acknowledged == []
     assert shard.state == "stopped"
     assert shard.last_error == "the log is closed"

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable
 
 from headrace.errors import OverloadedError
 from headrace.formats.faults import FormatFaultError
 from headrace.model import Receipt, Reject
-from headrace.serve.runtime import Runtime
-from headrace.serve.workers import Workers
+
+Store = Callable[[str, bytes, str, str, str], Awaitable[Receipt]]
+"""Stores a body: topic, body, media type, encoding, client."""
 
 LARGEST = 16 * 2**10
 """Bytes of a body that may be put together with others."""
@@ -50,9 +52,8 @@ def is_one_row(body: bytes, media_type: str) -> bool:
 class Gather:
     """Pushes single rows. Lives in one event loop."""
 
-    def __init__(self, runtime: Runtime, workers: Workers) -> None:
-        self._runtime = runtime
-        self._workers = workers
+    def __init__(self, store: Store) -> None:
+        self._push = store
         self._waiting: defaultdict[str, deque[tuple[bytes, str, asyncio.Future[Receipt]]]] = defaultdict(
             deque
         )
@@ -115,15 +116,7 @@ class Gather:
             return error
 
     async def _store(self, topic: str, body: bytes, client: str) -> Receipt:
-        return await self._workers.run(
-            self._runtime.push,
-            topic,
-            body,
-            media_type="application/x-ndjson",
-            encoding="",
-            idempotency_key=None,
-            client=client,
-        )
+        return await self._push(topic, body, "application/x-ndjson", "", client)
 
 
 def _apart(receipt: Receipt, count: int) -> list[Receipt]:

@@ -12,8 +12,9 @@ from typing import Any
 
 from headrace.errors import OverloadedError
 from headrace.formats.faults import FormatFaultError
-from headrace.ingest import IdempotencyError
 from headrace.model import Receipt, Reject
+from headrace.push import IdempotencyError
+from headrace.serve.commits import Commits
 from headrace.serve.gather import Gather, is_one_row
 from headrace.serve.json_text import encode_json
 from headrace.serve.problems import (
@@ -33,7 +34,8 @@ from headrace.serve.workers import Workers
 DEFAULT_TOPIC = "events"
 MAX_LISTED = 100
 """Rejected rows named in an answer; all of them are in the dead letters."""
-THREADS = 2
+THREADS = 1
+"""Decoding holds the interpreter, so a second thread would only take turns with the first, and slow both down."""
 WAITING = 4_000
 """Bodies that may wait for a thread; their bytes are bounded by `server.max_in_flight` besides."""
 PATIENCE = 15.0
@@ -56,12 +58,14 @@ class IngestRoute:
         self._max_body = server.max_body.bytes
         self._max_in_flight = max(server.max_in_flight.bytes, self._max_body)
         self._workers = Workers("ingest", THREADS, WAITING)
-        self._gather = Gather(runtime, self._workers)
+        self._commits = Commits(runtime)
+        self._gather = Gather(self._store)
         self.in_flight = 0
 
     def close(self) -> None:
-        """Refuse what comes from now on."""
+        """Refuse what comes from now on; what is prepared is still made durable."""
         self._workers.close()
+        self._commits.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = _Body(self)
@@ -111,17 +115,28 @@ class IngestRoute:
         return _verdict(receipt, scope)
 
     async def _push(self, topic: str, body: bytes, headers: _Headers, client: str) -> Receipt:
-        if not headers.encoding and headers.key is None and is_one_row(body, headers.media_type):
+        if headers.key is not None:
+            return await self._workers.run(
+                self._runtime.push,
+                topic,
+                body,
+                media_type=headers.media_type,
+                encoding=headers.encoding,
+                idempotency_key=headers.key,
+                client=client,
+            )
+        if not headers.encoding and is_one_row(body, headers.media_type):
             return await self._gather.push(topic, body, client)
-        return await self._workers.run(
-            self._runtime.push,
-            topic,
-            body,
-            media_type=headers.media_type,
-            encoding=headers.encoding,
-            idempotency_key=headers.key,
-            client=client,
+        return await self._store(topic, body, headers.media_type, headers.encoding, client)
+
+    async def _store(
+        self, topic: str, body: bytes, media_type: str, encoding: str = "", client: str = ""
+    ) -> Receipt:
+        """Decode in one thread, then commit with whatever else is decoded by then."""
+        intake = await self._workers.run(
+            self._runtime.prepare, topic, body, media_type=media_type, encoding=encoding, client=client
         )
+        return await self._commits.put(intake)
 
 
 class _GoneError(Exception):

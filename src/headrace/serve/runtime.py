@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry
 
 from headrace.clock import Clock
 from headrace.config import Config
+from headrace.ingest import Intake
 from headrace.log import Log
 from headrace.model import Receipt
 from headrace.store import Store
@@ -42,6 +44,14 @@ class Runtime(Protocol):
         Raises LookupError for an unknown topic, FormatFaultError for a body of which nothing can be used,
         IdempotencyError, StorageFullError, or another RetryableError.
         """
+        ...
+
+    def prepare(self, topic: str, body: bytes, *, media_type: str, encoding: str, client: str) -> Intake:
+        """The first half of `push` for a body without an idempotency key: decode it. Nothing is stored yet."""
+        ...
+
+    def commit(self, intakes: Sequence[Intake]) -> list[Receipt | Exception]:
+        """The second half: make prepared bodies durable together. A receipt for each, or what `push` would raise."""
         ...
 
     def status(self) -> dict[str, Any]:

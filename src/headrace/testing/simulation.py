@@ -29,7 +29,7 @@ from headrace.component import Arrival, Batching, Sink, Writer
 from headrace.deliver import Deliver, Delivery
 from headrace.engine.checkpoint import Checkpoint
 from headrace.engine.local import EngineLimits, Worker
-from headrace.ingest import Ingest, Limits, Shard
+from headrace.ingest import Ingest, Shard
 from headrace.log.memory import MemoryLog
 from headrace.metrics import Metrics
 from headrace.model import DEAD_LETTERS, Rows, Topic, as_json
@@ -275,7 +275,7 @@ class Simulation:
                     if topic.name not in self.log.topics():
                         self.log.create(topic)
                 metrics = Metrics()
-                self._ingest = Ingest(self.log, self.clock, metrics, Limits())
+                self._ingest = Ingest(self.log, self.clock, metrics)
                 self._shard = Shard("sim", "sim", self._topics[0].name)
                 self._at = int(self.log.cursor("source:sim:0") or 0)
                 self._worker = Worker(
