@@ -18,7 +18,7 @@ from tests.integration.load import Sender
 from tests.integration.process import Headrace
 
 _TEST = "test_a_full_disk_refuses_writes_serves_reads_and_recovers"
-SIZE = 48 * 2**20
+SIZE = 64 * 2**20
 CONFIG = """
 topics:
   events:
@@ -74,7 +74,7 @@ def test_a_full_disk_refuses_writes_serves_reads_and_recovers(tmp_path: Path, sm
     config = tmp_path / "headrace.yaml"
     config.write_text(CONFIG)
     ballast = small_disk / "ballast"
-    ballast.write_bytes(os.urandom(16 * 2**20))
+    ballast.write_bytes(os.urandom(32 * 2**20))
     with Headrace(config, small_disk / "data") as server, contextlib.ExitStack() as senders:
         load = [senders.enter_context(Sender(f"s{n}", server.port, rows=100, padding=500)) for n in range(2)]
         deadline = time.monotonic() + 60
@@ -110,9 +110,8 @@ def test_a_full_disk_refuses_writes_serves_reads_and_recovers(tmp_path: Path, sm
             assert time.monotonic() < freed + 10, "still refusing"
             time.sleep(0.02)
         print(f"accepted again {time.monotonic() - freed:.2f} s after space was freed")
-        time.sleep(1)
         for sender in load:
-            sender.stop()
+            sender.stop()  # at once, or the disk is full again
         for sender in load:
             where = f"WHERE source_id = '{sender.key}'"
             found = server.query(

@@ -33,9 +33,7 @@ _TOTALS = ("received", "sent", "filtered", "dead", "late", "emitted")
 _TICK = 1.0  # seconds between looks at the clock on an idle stream, at first
 _LONGEST_TICK = 30.0
 _LONGEST_PAUSE = 2.0  # seconds: what fails here is nearly always the own disk, and a try is cheap
-_MOST_WORK = (
-    1.0  # seconds of work after which state is kept before its time, so that recovery is short under load
-)
+_MOST_WORK = 1.0  # seconds of work after which state is kept early, so that recovery is short under load
 
 
 class Worker:
