@@ -310,6 +310,7 @@ def test_doctor_looks_at_everything(place: list[str]) -> None:
         "config",
         "disk",
         "fsync",
+        "readers",
         "server",
         "data directory",
         "port",
