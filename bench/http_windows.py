@@ -39,10 +39,10 @@ pipelines:
 FILE_SOURCE = "  file: {kind: file_tail, path: PATH, format: ndjson}\n"
 
 
-def events(count: int) -> list[bytes]:
-    """NDJSON lines of a simulated fleet in order of time, ended so long ago that none lies in the future."""
+def events(count: int, start: str = "2026-01-01T00:00:00Z") -> list[bytes]:
+    """NDJSON lines of a simulated fleet in order of time, so long ago that none lies in the future."""
     fleet = Generate(
-        devices=200, rate=0, count=count, seed=1, anomalies=0, start="2026-01-01T00:00:00Z",
+        devices=200, rate=0, count=count, seed=1, anomalies=0, start=start,
         metrics=("temperature", "humidity", "pressure"),
     )  # fmt: skip
     return b"".join(fleet.lines()).splitlines()

@@ -42,7 +42,7 @@ def main(
     from headrace.serve.server import Server
 
     configure_logging(json=not sys.stderr.isatty())
-    sys.setswitchinterval(0.001)  # epochs and requests share the interpreter; long slices show as latency
+    sys.setswitchinterval(0.0002)  # epochs and requests share the interpreter; long slices show as latency
     stop, changed = threading.Event(), threading.Event()
 
     def end(*_: object) -> None:
