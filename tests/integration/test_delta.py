@@ -313,7 +313,8 @@ def test_other_readers_agree(tmp_path: Path) -> None:
     writer = sink(tmp_path).open(TOPIC, name="x")
     writer.write(0, rows(0, 1000), 1000)
     files = DeltaTable(str(tmp_path / "measurements")).file_uris()
-    total = duckdb.execute("select count(*), sum(value) from read_parquet($1)", [files]).fetchone()
+    with duckdb.connect() as lake:
+        total = lake.execute("select count(*), sum(value) from read_parquet($1)", [files]).fetchone()
     assert total == (1000, sum(range(1000)))
 
 

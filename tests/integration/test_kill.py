@@ -142,9 +142,10 @@ def test_sixty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     server.terminate()
 
     table = DeltaTable(str(tmp_path / "data" / "lake" / "events"))
-    stored = duckdb.sql(
-        f"SELECT source_id, CAST(payload.seq AS BIGINT), count(*) FROM read_parquet({table.file_uris()!r}, union_by_name=true) "
-        "GROUP BY 1, 2"
-    ).fetchall()
+    with duckdb.connect() as lake:
+        stored = lake.execute(
+            f"SELECT source_id, CAST(payload.seq AS BIGINT), count(*) FROM read_parquet({table.file_uris()!r}, union_by_name=true) "
+            "GROUP BY 1, 2"
+        ).fetchall()
     assert all(seq < len(order[source]) for source, seq, _ in stored)
     assert [row for row in stored if row[2] > 1] == []
