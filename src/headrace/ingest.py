@@ -122,6 +122,9 @@ class Ingest:
         except HeadraceError as error:
             self._refuse(intakes)
             return [error] * len(intakes)
+        except BaseException:
+            self._refuse(intakes)  # the count of what is in flight must hold also when a bug passes through
+            raise
         for intake in intakes:
             self._settle(intake)
         return [intake.rejects for intake in intakes]
